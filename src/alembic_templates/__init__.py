@@ -1,0 +1,1 @@
+"""Migration environments for Alembic, and the command that installs them."""

