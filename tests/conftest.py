@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 from alembic import command
 from alembic.config import Config
-from alembic_templates._catalog import templates_folder
 from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, make_url, text
+
+from alembic_templates._catalog import templates_folder
 
 # Each database with its drivers, sync ones first.
 DRIVERS = {
@@ -197,7 +198,8 @@ def render(template: str, folder: Path) -> Project:
     env = {
         name: value
         for name, value in os.environ.items()
-        if name in {"PATH", "LANG", "LD_LIBRARY_PATH", "TMPDIR", "SYSTEMROOT", "COVERAGE_PROCESS_START"}
+        if name
+        in {"PATH", "LANG", "LD_LIBRARY_PATH", "TMPDIR", "SYSTEMROOT", "COVERAGE_PROCESS_START"}
     }
     project = Project(folder, {**env, "HOME": str(folder), "PYTHONDONTWRITEBYTECODE": "1"})
     project.alembic("init", "-t", str(templates_folder() / template), "migrations")

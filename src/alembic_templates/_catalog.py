@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-
-# What the README says is repeated nowhere else, and what users must edit is theirs.
-_NOT_FILES = {"__pycache__"}
+from alembic_templates.errors import TemplatesError
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,28 @@ def templates_folder() -> Path:
     return inside if inside.is_dir() else package.parents[1] / "templates"
 
 
-def catalog() -> list[Template]:
-    """Return every template, by name."""
-    folders = [path for path in templates_folder().iterdir() if path.is_dir()]
-    return [Template(path.name, path) for path in sorted(folders) if path.name not in _NOT_FILES]
+def catalog() -> dict[str, Template]:
+    """Return every template by its name, in the order of the names."""
+    folders = sorted(path for path in templates_folder().iterdir() if (path / "README").is_file())
+    return {path.name: Template(path.name, path) for path in folders}
+
+
+def find(name: str) -> Template:
+    """Return the template of a name.
+
+    Raises TemplatesError, with the known names, where there is none.
+    """
+    templates = catalog()
+    if name not in templates:
+        raise TemplatesError(f"There is no template {name!r}: expected {', '.join(templates)}.")
+    return templates[name]
+
+
+def files(folder: Path) -> list[Path]:
+    """Return the files of a template's folder, which `alembic init` copies; it copies no folders."""
+    return sorted(path for path in folder.iterdir() if path.is_file())
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of each file of a template's folder, by its name."""
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files(folder)}

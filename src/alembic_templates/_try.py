@@ -1,0 +1,278 @@
+"""Prove a template on the user's own database and driver."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import signal
+import sys
+import tempfile
+import time
+import uuid
+import warnings
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from types import FrameType
+from typing import TypeVar
+
+from alembic import command
+from alembic.config import Config
+from alembic.util import CommandError
+from sqlalchemy import URL, Connection, NullPool, create_engine, inspect, make_url
+from sqlalchemy.exc import SQLAlchemyError
+
+from alembic_templates._catalog import Template
+from alembic_templates.errors import TemplatesError
+
+T = TypeVar("T")
+
+_MODELS = """\
+from sqlalchemy import Column, ForeignKey, Integer, MetaData, String, Table
+
+metadata = MetaData()
+author = Table(
+    "author",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("name", String(50), nullable=False, index=True),
+)
+book = Table(
+    "book",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("author_id", ForeignKey("author.id", name="fk_book_author"), nullable=False),
+    Column("title", String(100)),
+)
+"""
+_TABLES = {"author", "book"}
+
+
+def try_template(template: Template, *, url: str | None, keep: Path | None) -> None:
+    """Render a template, migrate with it on the database of `url`, and print each step.
+
+    It works in a schema of its own on PostgreSQL, in a database of its own on MySQL and MariaDB and
+    in a file of its own on SQLite, and removes it at the end, also when it is interrupted. `keep`
+    names a new folder for the environment, which is scratch otherwise. Raises TemplatesError for
+    the first step that fails.
+    """
+    with (
+        warnings.catch_warnings(),
+        _scratch(keep) as folder,
+        _terminable(),
+        _own_place(_parsed(url), folder) as place,
+    ):
+        warnings.simplefilter("ignore")  # some drivers pass on each note of the server
+        _Trial(template, folder, place).run()
+
+
+class _Trial:
+    """One environment on one database, and the steps that prove it."""
+
+    def __init__(self, template: Template, folder: Path, url: URL) -> None:
+        self.template = template
+        self.folder = folder
+        self.url = url
+        self.migrations = folder / "migrations"
+
+    def run(self) -> None:
+        began = time.monotonic()
+        steps: list[tuple[str, Callable[[], str | None]]] = [
+            ("render the template", self.render),
+            ("autogenerate a revision", self.autogenerate),
+            ("upgrade", self.upgrade),
+            ("check", self.check),
+            ("a series in a caller's transaction", self.series),
+            ("downgrade", self.downgrade),
+        ]
+        print(f"{self.template.name} on {self.url.drivername}")
+        for name, step in steps:
+            start = time.monotonic()
+            print(f"  {name:36}", end="", flush=True)
+            try:
+                outcome = step() or "ok"
+            except (CommandError, SQLAlchemyError, TemplatesError, OSError) as error:
+                print("FAILED")
+                raise TemplatesError(f"Step {name!r} failed: {_first_line(error)}") from error
+            print(f"{outcome}  {time.monotonic() - start:.2f} s")
+        print(f"{len(steps)} steps passed in {time.monotonic() - began:.2f} s")
+
+    def config(self, connection: Connection | None = None) -> Config:
+        config = Config(self.folder / "alembic.ini", cmd_opts=Namespace(quiet=True, x=None))
+        if connection is not None:
+            config.attributes["connection"] = connection
+        # The URL goes by way of the Config: a password must not stay in a kept folder.
+        url = self.url.render_as_string(hide_password=False)
+        config.set_main_option("sqlalchemy.url", url.replace("%", "%%"))
+        config.set_main_option("target_metadata", "models:metadata")
+        return config
+
+    def render(self) -> None:
+        with redirect_stdout(io.StringIO()):
+            command.init(self.config(), str(self.migrations), template=str(self.template.folder))
+        (self.folder / "models.py").write_text(_MODELS, encoding="utf-8")
+
+    def autogenerate(self) -> None:
+        command.revision(self.config(), "create author and book", autogenerate=True)
+        _expect(len(list((self.migrations / "versions").glob("*.py"))) == 1, "one revision file")
+
+    def upgrade(self) -> None:
+        command.upgrade(self.config(), "head")
+        _expect(_on(self.url, _tables) >= _TABLES, f"the tables {sorted(_TABLES)}")
+
+    def check(self) -> None:
+        command.check(self.config())
+
+    def series(self) -> str | None:
+        def commands(connection: Connection) -> None:
+            command.downgrade(self.config(connection), "base")
+            _expect(not _tables(connection) & _TABLES, "no tables after the downgrade")
+            command.upgrade(self.config(connection), "head")
+            command.check(self.config(connection))
+            command.downgrade(self.config(connection), "base")
+
+        if self.url.get_backend_name() not in {"sqlite", "postgresql"}:
+            # Each DDL statement commits, so a rollback has nothing to undo.
+            _on(self.url, commands)
+            command.upgrade(self.config(), "head")
+            return "ok, without a rollback"
+        _on(self.url, commands, rollback=True)
+        _expect(_on(self.url, _tables) >= _TABLES, "the tables after the rollback")
+        command.check(self.config())
+        return "ok, rolled back, nothing stayed"
+
+    def downgrade(self) -> None:
+        command.downgrade(self.config(), "base")
+        _expect(not _on(self.url, _tables) & _TABLES, "no tables after the downgrade")
+
+
+def _expect(true: bool, what: str) -> None:
+    if not true:
+        raise TemplatesError(f"The database does not show what is expected: {what}.")
+
+
+def _tables(connection: Connection) -> set[str]:
+    return set(inspect(connection).get_table_names())
+
+
+def _parsed(url: str | None) -> URL:
+    try:
+        return make_url(url or "sqlite://")
+    except (SQLAlchemyError, ValueError):
+        raise TemplatesError(
+            "The --url cannot be parsed: expected dialect+driver://user:password@host/database."
+        ) from None
+
+
+def _first_line(error: BaseException) -> str:
+    return str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
+
+
+@contextmanager
+def _scratch(keep: Path | None) -> Iterator[Path]:
+    """Give a new folder, which goes in the end unless its path was given."""
+    if keep is None:
+        with tempfile.TemporaryDirectory(prefix="alembic-templates-") as folder:
+            yield Path(folder)
+        return
+    if keep.exists() and (not keep.is_dir() or any(keep.iterdir())):
+        raise TemplatesError(f"{keep} is not an empty folder: name one that does not exist.")
+    keep.mkdir(parents=True, exist_ok=True)
+    yield keep.resolve()
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """End a run that is asked to stop as Ctrl-C does, so that it cleans up."""
+
+    def interrupt(_signal: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {name: signal.signal(getattr(signal, name), interrupt) for name in names}
+    try:
+        yield
+    finally:
+        for name, handler in before.items():
+            signal.signal(getattr(signal, name), handler)
+
+
+@contextmanager
+def _own_place(url: URL, folder: Path) -> Iterator[URL]:
+    """Make a place of our own where the URL leads, give the URL that leads there, and remove it."""
+    name = f"alembic_templates_try_{uuid.uuid4().hex[:12]}"
+    backend = url.get_backend_name()
+    if backend == "sqlite":
+        yield url.set(database=str(folder / "try.db"))
+        return
+    if backend == "postgresql":
+        made, removed = f"CREATE SCHEMA {name}", f"DROP SCHEMA IF EXISTS {name} CASCADE"
+        place = _with_search_path(url, name)
+    elif backend in {"mysql", "mariadb"}:
+        made, removed = f"CREATE DATABASE {name}", f"DROP DATABASE IF EXISTS {name}"
+        place = url.set(database=name)
+    else:
+        raise TemplatesError(
+            f"Nothing can be tried on {backend}: expected SQLite, PostgreSQL, MySQL or MariaDB."
+        )
+
+    def remove() -> str | None:
+        try:
+            _on(url, lambda connection: connection.exec_driver_sql(removed))
+        except Exception as error:  # noqa: BLE001 - whatever it is, the user has to know
+            return f"{name} could not be removed ({_first_line(error)}): run {removed} yourself."
+        return None
+
+    try:
+        _on(url, lambda connection: connection.exec_driver_sql(made))
+    except Exception as error:
+        raise TemplatesError(
+            f"Cannot work on database {url.database!r} on {url.host or 'this host'} with "
+            f"{url.drivername} ({_first_line(error)}): check the URL, its driver, and that its "
+            f"user may {made.rpartition(' ')[0]}."
+        ) from error
+    except BaseException:
+        remove()
+        raise
+    try:
+        yield place
+    except BaseException:
+        left = remove()
+        if left:
+            print(f"error: {left}", file=sys.stderr)
+        raise
+    left = remove()
+    if left:
+        raise TemplatesError(left)
+
+
+def _with_search_path(url: URL, schema: str) -> URL:
+    """Return a URL whose connections see one schema alone, in the words of its driver."""
+    if url.get_driver_name() == "asyncpg":
+        return url.update_query_dict({"dsn": f"postgresql://?search_path={schema}"})
+    options = [*url.normalized_query.get("options", ()), f"-csearch_path={schema}"]
+    return url.update_query_dict({"options": " ".join(options)})
+
+
+def _on(url: URL, work: Callable[[Connection], T], *, rollback: bool = False) -> T:
+    """Do some work in a transaction on a connection of its own, and commit it or roll it back."""
+
+    def in_transaction(connection: Connection) -> T:
+        with connection.begin() as transaction:
+            done = work(connection)
+            if rollback:
+                transaction.rollback()
+        return done
+
+    if not url.get_dialect().is_async:
+        with create_engine(url, poolclass=NullPool).connect() as connection:
+            return in_transaction(connection)
+
+    from sqlalchemy.ext.asyncio import create_async_engine
+
+    async def run() -> T:
+        async with create_async_engine(url, poolclass=NullPool).connect() as connection:
+            return await connection.run_sync(in_transaction)
+
+    return asyncio.run(run())
