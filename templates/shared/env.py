@@ -5,19 +5,14 @@ left as it was found. A transaction that the caller has begun is the caller's to
 is none, the migrations run on an engine made here for the URL, sync or async as its driver is.
 """
 
-import asyncio
 import logging
-from concurrent.futures import ThreadPoolExecutor
 from logging.config import fileConfig
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from alembic import context
-from alembic.util import CommandError, load_python_file
-from sqlalchemy import URL, Connection, Engine, NullPool, StaticPool, engine_from_config
-
-if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncEngine
+from alembic.util import load_python_file
+from sqlalchemy import URL, Connection, NullPool, engine_from_config
 
 config = context.config
 
@@ -27,6 +22,7 @@ here = Path(__file__).parent
 settings = load_python_file(here, "migration_settings.py")
 locking = load_python_file(here, "migration_lock.py")
 rules = load_python_file(here, "autogenerate_rules.py")
+event_loop = load_python_file(here, "event_loop.py")
 
 # Only the alembic command sets logging up, and only where nobody has: a program that runs
 # migrations, also through alembic.config.main(), keeps its loggers, handlers and levels.
@@ -82,33 +78,18 @@ def run_migrations_offline() -> None:
 def run_migrations_online() -> None:
     """Run the command on what the caller has given, or on an engine of our own."""
     given = config.attributes.get("connection")
+    is_async = hasattr(given, "sync_engine")
     if given is None:
         run_on_own_engine(settings.database_url())
     elif isinstance(given, Connection):
         run_migrations(given)
-    elif hasattr(given, "run_sync"):
-        raise CommandError(
-            f'Config.attributes["connection"] is an {type(given).__name__}, whose event loop must '
-            "not be blocked: set it to the Connection that run_sync gives, as in "
-            "`await connection.run_sync(upgrade)`."
-        )
-    elif hasattr(given, "sync_engine"):
-        if event_loop_runs():
-            raise CommandError(
-                'Config.attributes["connection"] is an AsyncEngine and an event loop runs in this '
-                "thread: open a connection of it there, and call "
-                "`await connection.run_sync(function)` with a function that sets the Connection "
-                "it takes and runs the command."
-            )
-        asyncio.run(run_on_async_engine(given))
-    elif hasattr(given, "connect"):
+    elif not hasattr(given, "connect") or (is_async and event_loop.runs()):
+        raise settings.unusable(given)
+    elif is_async:
+        event_loop.run(given, run_migrations, settings.connection_errors)
+    else:
         with given.connect() as connection:
             run_migrations(connection)
-    else:
-        raise CommandError(
-            f'Config.attributes["connection"] is of type {type(given).__name__}: expected a '
-            "sqlalchemy Connection, Engine or AsyncEngine."
-        )
 
 
 def run_on_own_engine(url: URL) -> None:
@@ -119,53 +100,16 @@ def run_on_own_engine(url: URL) -> None:
             # Imported here since it needs greenlet, which sync drivers do without.
             from sqlalchemy.ext.asyncio import AsyncEngine
 
-            run = run_on_async_engine(AsyncEngine(engine))
-    if not engine.dialect.is_async:
-        run_on_engine(engine)
-    elif event_loop_runs():
-        with ThreadPoolExecutor(max_workers=1) as thread:
-            thread.submit(asyncio.run, run).result()
-    else:
-        asyncio.run(run)
-
-
-def run_on_engine(engine: Engine) -> None:
-    """Run the command on a connection of a sync engine."""
+    if engine.dialect.is_async:
+        event_loop.run(AsyncEngine(engine), run_migrations, settings.connection_errors)
+        return
     try:
-        with settings.connection_errors(engine.url):
+        with settings.connection_errors(url):
             connection = engine.connect()
         with connection:
             run_migrations(connection)
     finally:
         engine.dispose()
-
-
-async def run_on_async_engine(engine: "AsyncEngine") -> None:
-    """Run the command on a connection of an async engine, in the event loop of this coroutine."""
-    # A pooled connection is tied to the event loop that opened it: none is taken from an earlier
-    # loop, none is left to a later one. A StaticPool's one connection may be the database itself.
-    pooled = not isinstance(engine.pool, StaticPool)
-    if pooled:
-        await engine.dispose(close=False)
-    try:
-        with settings.connection_errors(engine.url):
-            connection = await engine.connect()
-        try:
-            await connection.run_sync(run_migrations)
-        finally:
-            await connection.close()
-    finally:
-        if pooled:
-            await engine.dispose()
-
-
-def event_loop_runs() -> bool:
-    """Tell whether an event loop runs in this thread, where asyncio.run() would raise."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
 
 
 if context.is_offline_mode():

@@ -93,7 +93,7 @@ def logged(action: str) -> Iterator[None]:
         log.warning("Could not %s: %s", action, error)
 
 
-def wait(take: Callable[[], bool], what: str, timeout: float) -> None:
+def wait(take: Callable[[], bool], what: Callable[[], str], timeout: float) -> None:
     """Call `take` until it returns true, for `timeout` seconds; then raise CommandError.
 
     It polls: in PostgreSQL a statement that waits for a lock holds a snapshot, on which a
@@ -104,11 +104,11 @@ def wait(take: Callable[[], bool], what: str, timeout: float) -> None:
     while not take():
         if time.monotonic() >= deadline:
             raise CommandError(
-                f"Another process migrates this database: waited {timeout:g} seconds for {what}; "
+                f"Another process migrates this database: waited {timeout:g} seconds for {what()}; "
                 "run the command again when it has finished, or raise lock_timeout."
             )
         if delay == 0.02:
-            log.info("Waiting up to %g seconds for %s", timeout, what)
+            log.info("Waiting up to %g seconds for %s", timeout, what())
         time.sleep(min(delay, max(0.0, deadline - time.monotonic())))
         delay = min(delay * 2, 0.5)
 
@@ -142,18 +142,22 @@ def postgresql_lock(
         connection.commit()
         return taken
 
-    wait(take, f"the advisory lock {key} of {schema}.{migrations.version_table}", timeout)
+    def what() -> str:
+        pid = scalar(
+            connection,
+            "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted "
+            f"AND (classid::bigint << 32 | objid::bigint) = {key}",
+        )
+        if not callers:
+            connection.commit()
+        return f"the lock of {schema}.{migrations.version_table}, held by server process {pid}"
+
+    wait(take, what, timeout)
     try:
         yield
     finally:
         if not callers:
-            with logged("release the migration lock"):
-                if not scalar(connection, f"SELECT pg_advisory_unlock({key})"):
-                    log.warning(
-                        "The migration lock was not held to the end: the server or a pooler such "
-                        "as PgBouncer has changed the session; migrate on a direct connection."
-                    )
-                connection.commit()
+            release(connection, f"SELECT pg_advisory_unlock({key})")
 
 
 @contextmanager
@@ -175,14 +179,32 @@ def mysql_lock(
             connection.commit()
         return bool(taken)
 
-    wait(take, f"the lock {name} of {schema}.{migrations.version_table}", timeout)
+    def what() -> str:
+        thread = scalar(connection, f"SELECT IS_USED_LOCK('{name}')")
+        return f"the lock of {schema}.{migrations.version_table}, held by connection {thread}"
+
+    wait(take, what, timeout)
     try:
         yield
     finally:
-        with logged("release the migration lock"):
-            scalar(connection, f"SELECT RELEASE_LOCK('{name}')")
-            if not callers:
+        release(connection, f"SELECT RELEASE_LOCK('{name}')", commit=not callers)
+
+
+def release(connection: Connection, unlock: str, *, commit: bool = True) -> None:
+    """Give a lock back. Where that fails, the session must end, since a pool would keep it open."""
+    with logged("release the migration lock"):
+        try:
+            released = scalar(connection, unlock)
+            if commit:
                 connection.commit()
+        except Exception:
+            connection.invalidate()
+            raise
+        if not released:
+            log.warning(
+                "The migration lock was not held to the end: the server or a pooler such as "
+                "PgBouncer has changed the session; migrate on a direct connection."
+            )
 
 
 @contextmanager
@@ -226,8 +248,7 @@ def sqlite_lock(
     AUTOCOMMIT none is begun. Where the run has several, a lock file holds between them.
     """
     file = connection.exec_driver_sql("PRAGMA database_list").all()[0][2]
-    what = f"the write lock of {file or 'the database'}"
-    lock_file = Path(f"{file}-migration.lock") if file else None
+    lock_file = Path(f"{file}-{migrations.version_table}.lock") if file else None
     held: list[sqlite3.Connection] = []
     before: Counter[str] | None = None
 
@@ -241,6 +262,9 @@ def sqlite_lock(
         if begins:
             connection.exec_driver_sql("ROLLBACK")
         return False
+
+    def what() -> str:
+        return f"the write lock of {file or 'the database'}"
 
     def hold() -> None:
         """Take the lock file, with the write lock held: no other run is between transactions."""
@@ -274,7 +298,7 @@ def sqlite_lock(
             "Connection without a transaction, or one with PRAGMA foreign_keys = OFF."
         )
     with ExitStack() as stack:
-        stack.callback(release, held, lock_file)
+        stack.callback(unlock, held, lock_file)
         if not callers:
             connection.rollback()
             if enforced:
@@ -364,11 +388,11 @@ def is_locked(file: Path) -> bool:
     if not file.exists():
         return False
     probe = lock(file)
-    release(probe, None)
+    unlock(probe, None)
     return not probe
 
 
-def release(held: list[sqlite3.Connection], file: Path | None) -> None:
+def unlock(held: list[sqlite3.Connection], file: Path | None) -> None:
     """Remove the lock file, if this run holds it, and unlock it after: it is of no use by then."""
     for connection in held:
         with logged("remove the lock file"):

@@ -7,6 +7,7 @@ a program that sets a URL can never reach the database that a shell happens to n
 
 import math
 import os
+import re
 from collections.abc import Iterator
 from configparser import InterpolationError
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from typing import Any
 
 from alembic import context
 from alembic.script.revision import ResolutionError
-from alembic.util import CommandError
+from alembic.util import CommandError, to_tuple
 from sqlalchemy import URL, MetaData, make_url
 from sqlalchemy.exc import ArgumentError, InvalidRequestError, NoSuchModuleError
 
@@ -184,8 +185,9 @@ def known_version() -> Iterator[None]:
         yield
     except CommandError as error:
         cause = error.__cause__
-        asked_for = str(context.get_context().opts.get("destination_rev"))
-        if not isinstance(cause, ResolutionError) or str(cause.argument) in asked_for:
+        asked_for = to_tuple(context.get_context().opts.get("destination_rev"), default=())
+        words = [word for revision in asked_for for word in re.split("[-+@:]", revision)]
+        if not isinstance(cause, ResolutionError) or cause.argument in words:
             raise
         raise CommandError(
             f"The database is at revision {cause.argument}, which this code does not know: a newer "
@@ -206,3 +208,18 @@ def connection_errors(url: URL) -> Iterator[None]:
             f"Cannot connect to database {url.database!r}{f' on {where}' if where else ''} "
             f"with {url.drivername} ({reason}): check the URL and that the server runs."
         ) from error
+
+
+def unusable(given: object) -> CommandError:
+    """Return the error for what cannot be used as Config.attributes["connection"]."""
+    kind = type(given).__name__
+    if hasattr(given, "sync_engine") or hasattr(given, "run_sync"):
+        return CommandError(
+            f'Config.attributes["connection"] is an {kind}, which cannot be used here: write a '
+            "function that puts the Connection it takes there and runs the command, and call it by "
+            "`await connection.run_sync(function)` on an AsyncConnection."
+        )
+    return CommandError(
+        f'Config.attributes["connection"] is of type {kind}: expected a sqlalchemy Connection or '
+        "Engine."
+    )
