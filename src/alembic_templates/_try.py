@@ -57,11 +57,12 @@ def try_template(template: Template, *, url: str | None, keep: Path | None) -> N
     names a new folder for the environment, which is scratch otherwise. Raises TemplatesError for
     the first step that fails.
     """
+    default = "sqlite+aiosqlite://" if template.name == "asyncio" else "sqlite://"
     with (
         warnings.catch_warnings(),
         _scratch(keep) as folder,
         _terminable(),
-        _own_place(_parsed(url), folder) as place,
+        _own_place(_parsed(url or default), folder) as place,
     ):
         warnings.simplefilter("ignore")  # some drivers pass on each note of the server
         _Trial(template, folder, place).run()
@@ -156,9 +157,9 @@ def _tables(connection: Connection) -> set[str]:
     return set(inspect(connection).get_table_names())
 
 
-def _parsed(url: str | None) -> URL:
+def _parsed(url: str) -> URL:
     try:
-        return make_url(url or "sqlite://")
+        return make_url(url)
     except (SQLAlchemyError, ValueError):
         raise TemplatesError(
             "The --url cannot be parsed: expected dialect+driver://user:password@host/database."

@@ -20,7 +20,7 @@ from alembic import context
 from alembic.runtime.migration import MigrationContext
 from alembic.util import CommandError
 from sqlalchemy import Connection, event
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError, OperationalError
 
 log = logging.getLogger("alembic.env")
 
@@ -58,10 +58,12 @@ def migration_lock(
 def only_reads(migrations: MigrationContext) -> bool:
     """Tell whether the command is one of Alembic's that do not migrate: current, check, ….
 
-    Those that migrate have a destination. What a command of another package does is not known.
+    Those that migrate have a destination. What a command of another package does is not known,
+    unless it says `dont_mutate` as `current` does.
     """
     opts = migrations.opts
-    return "destination_rev" not in opts and opts["fn"].__module__ == "alembic.command"
+    alembics = opts["fn"].__module__ == "alembic.command"
+    return bool(opts.get("dont_mutate")) or (alembics and "destination_rev" not in opts)
 
 
 def refuse_autocommit_block() -> NoReturn:
@@ -93,19 +95,29 @@ def logged(action: str) -> Iterator[None]:
         log.warning("Could not %s: %s", action, error)
 
 
+class LockNotAvailable(CommandError):
+    """Another process has the lock; `timeout` is the time in seconds that a run may wait for it."""
+
+    def __init__(self, message: str, timeout: float) -> None:
+        super().__init__(message)
+        self.timeout = timeout
+
+
 def wait(take: Callable[[], bool], what: Callable[[], str], timeout: float) -> None:
-    """Call `take` until it returns true, for `timeout` seconds; then raise CommandError.
+    """Call `take` until it returns true, for `timeout` seconds; then raise LockNotAvailable.
 
     It polls: in PostgreSQL a statement that waits for a lock holds a snapshot, on which a
-    CREATE INDEX CONCURRENTLY of the lock's holder would wait in turn.
+    CREATE INDEX CONCURRENTLY of the lock's holder would wait in turn. A series of commands that
+    takes turns with other threads waits by itself, after each try.
     """
     deadline = time.monotonic() + timeout
     delay = 0.02
     while not take():
-        if time.monotonic() >= deadline:
-            raise CommandError(
+        if time.monotonic() >= deadline or context.config.attributes.get("takes_turns"):
+            raise LockNotAvailable(
                 f"Another process migrates this database: waited {timeout:g} seconds for {what()}; "
-                "run the command again when it has finished, or raise lock_timeout."
+                "run the command again when it has finished, or raise lock_timeout.",
+                timeout,
             )
         if delay == 0.02:
             log.info("Waiting up to %g seconds for %s", timeout, what())
@@ -166,7 +178,8 @@ def mysql_lock(
 ) -> Iterator[None]:
     """Hold a lock of GET_LOCK (MySQL manual, 14.14), which each COMMIT of DDL leaves alone.
 
-    Such locks are the server's, so the name says which database it is for.
+    Such locks are the server's, so the name says which database it is for. It ends with the run,
+    and a caller's transaction may go on: a version that is not committed yet is waited for as well.
     """
     schema = migrations.version_table_schema or scalar(connection, "SELECT DATABASE()")
     name = f"alembic-{digest(schema, migrations).hex()[:40]}"
@@ -175,19 +188,39 @@ def mysql_lock(
         taken = scalar(connection, f"SELECT GET_LOCK('{name}', 0)")
         if taken is None:
             raise CommandError(f"The server could not take the lock {name}: see its error log.")
+        if taken and not mysql_version_is_settled(connection, migrations):
+            scalar(connection, f"SELECT RELEASE_LOCK('{name}')")
+            taken = 0
         if not callers:
             connection.commit()
         return bool(taken)
 
     def what() -> str:
         thread = scalar(connection, f"SELECT IS_USED_LOCK('{name}')")
-        return f"the lock of {schema}.{migrations.version_table}, held by connection {thread}"
+        holder = f"connection {thread}" if thread else "a transaction that is not committed"
+        return f"the lock of {schema}.{migrations.version_table}, held by {holder}"
 
     wait(take, what, timeout)
     try:
         yield
     finally:
         release(connection, f"SELECT RELEASE_LOCK('{name}')", commit=not callers)
+
+
+def mysql_version_is_settled(connection: Connection, migrations: MigrationContext) -> bool:
+    """Tell whether no other transaction has changed the version and not yet committed it."""
+    names = [migrations.version_table_schema, migrations.version_table]
+    quote = connection.dialect.identifier_preparer.quote_identifier
+    table = ".".join(quote(name) for name in names if name)
+    try:
+        connection.exec_driver_sql(f"SELECT version_num FROM {table} FOR UPDATE NOWAIT").all()
+    except DBAPIError as error:
+        code = error.orig.args[0] if error.orig else None
+        if code in {1205, 3572}:  # locked, in MariaDB's words and in MySQL's
+            return False
+        if code not in {1146, 1064}:  # no such table; MySQL before 8.0, which has no NOWAIT
+            raise
+    return True
 
 
 def release(connection: Connection, unlock: str, *, commit: bool = True) -> None:
