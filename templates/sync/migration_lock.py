@@ -449,25 +449,26 @@ def foreign_key_violations(connection: Connection) -> Counter[str]:
     """
     quote = connection.dialect.identifier_preparer.quote_identifier
     found: Counter[str] = Counter()
-    tables = connection.exec_driver_sql("SELECT name FROM sqlite_master WHERE type = 'table'")
-    for table in [quote(name) for name in tables.scalars()]:
-        try:
-            rows = connection.exec_driver_sql(f"PRAGMA foreign_key_check({table})").all()
-        except OperationalError as error:  # the parent's columns are not a key
-            found[f"{table}: {error.orig}"] += 1
-            continue
-        keys: dict[int, list[str]] = {}
-        for key in connection.exec_driver_sql(f"PRAGMA foreign_key_list({table})"):
-            keys.setdefault(key[0], []).append(quote(key[3]))
-        for _, rowid, parent, number in rows:
-            columns = ", ".join(keys[number])
-            values = ""
-            if rowid is not None:
-                row = connection.exec_driver_sql(
-                    f"SELECT {columns} FROM {table} WHERE rowid = {rowid}"
-                ).one()
-                values = ", ".join(map(repr, row))
-            found[f"{table} ({columns}) = ({values}) has no row in {quote(parent)}"] += 1
+    try:
+        rows = list(connection.exec_driver_sql("PRAGMA foreign_key_check"))
+    except OperationalError:  # a key refers to columns that are none: the tables, one by one
+        rows = []
+        tables = connection.exec_driver_sql("SELECT name FROM sqlite_master WHERE type = 'table'")
+        for table in tables.scalars().all():
+            try:
+                rows += connection.exec_driver_sql(f"PRAGMA foreign_key_check({quote(table)})")
+            except OperationalError as error:
+                found[f"{table}: {error.orig}"] += 1
+    for table, rowid, parent, number in rows:
+        keys = connection.exec_driver_sql(f"PRAGMA foreign_key_list({quote(table)})")
+        columns = ", ".join(quote(key[3]) for key in keys if key[0] == number)
+        values = ""
+        if rowid is not None:  # a table WITHOUT ROWID has none
+            row = connection.exec_driver_sql(
+                f"SELECT {columns} FROM {quote(table)} WHERE rowid = {rowid}"
+            ).one()
+            values = ", ".join(map(repr, row))
+        found[f"{quote(table)} ({columns}) = ({values}) has no row in {quote(parent)}"] += 1
     return found
 
 
