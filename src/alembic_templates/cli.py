@@ -12,6 +12,7 @@ from pathlib import Path
 from alembic_templates._catalog import catalog, find
 from alembic_templates._diff import diff
 from alembic_templates._install import install, target_of, uninstall
+from alembic_templates._prune import plan
 from alembic_templates._try import try_template
 from alembic_templates.errors import TemplatesError
 
@@ -74,6 +75,29 @@ def _diff(args: argparse.Namespace) -> int:
 
 def _try(args: argparse.Namespace) -> int:
     try_template(find(args.name), url=args.url, keep=args.keep)
+    return 0
+
+
+def _prune(args: argparse.Namespace) -> int:
+    pruning = plan(args.revision, args.config)
+    base = pruning.base.revision
+    if not pruning.before:
+        print(f"{base} is the base already: nothing to delete.")
+        return 0
+    print(f"{base} becomes the base, and these files are deleted:")
+    for script in pruning.before:
+        print(f"  {script.path}")
+    print(
+        "A database from before it can no longer be upgraded; a new one is built from the models."
+    )
+    try:
+        sure = args.yes or input("Delete them? [y/N] ").strip().lower() in {"y", "yes"}
+    except EOFError:
+        raise TemplatesError("There is nobody to ask: give --yes to delete the files.") from None
+    if not sure:
+        print("Nothing was deleted.")
+        return 1
+    pruning.run()
     return 0
 
 
@@ -151,6 +175,21 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument(
         "--keep", metavar="DIR", type=Path, help="render into this new folder, and keep it"
     )
+
+    added = verb(
+        _prune,
+        "Delete the files of all revisions before one, which becomes the base.",
+        "prune 1975ea83b712 --config alembic.ini",
+    )
+    added.add_argument("revision", metavar="REVISION", help="the revision that becomes the base")
+    added.add_argument(
+        "--config",
+        metavar="FILE",
+        type=Path,
+        default=Path("alembic.ini"),
+        help="alembic.ini or pyproject.toml (default: alembic.ini)",
+    )
+    added.add_argument("--yes", action="store_true", help="do not ask")
     return parser
 
 
