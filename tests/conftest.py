@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -209,12 +210,26 @@ def render(template: str, folder: Path) -> Project:
     return project
 
 
+@pytest.fixture(scope="session")
+def rendered(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The `shared` environment as rendered once, for the tests to copy."""
+    return render("shared", tmp_path_factory.mktemp("rendered"))
+
+
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+def project(
+    rendered: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Project]:
     """The `shared` environment in a folder of its own, without a database URL."""
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.delenv("DATABASE_URL", raising=False)
-    return render("shared", tmp_path / "project")
+    folder = tmp_path / "project"
+    shutil.copytree(rendered.folder, folder)
+    yield Project(folder, {**rendered.env, "HOME": str(folder)})
+    # The next test has a models.py of its own.
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", None)).startswith(str(tmp_path)):
+            del sys.modules[name]
 
 
 def skip(reason: str) -> None:

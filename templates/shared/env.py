@@ -5,7 +5,6 @@ left as it was found. A transaction that the caller has begun is the caller's to
 is none, the migrations run on an engine made here for the URL, sync or async as its driver is.
 """
 
-import logging
 from logging.config import fileConfig
 from pathlib import Path
 from typing import Any
@@ -24,28 +23,29 @@ locking = load_python_file(here, "migration_lock.py")
 rules = load_python_file(here, "autogenerate_rules.py")
 event_loop = load_python_file(here, "event_loop.py")
 
-# Only the alembic command sets logging up, and only where nobody has: a program that runs
-# migrations, also through alembic.config.main(), keeps its loggers, handlers and levels.
-by_command = hasattr(config.cmd_opts, "cmd") and not logging.getLogger().handlers
-if by_command and config.file_config.has_section("loggers"):
+# Only the alembic command sets logging up: a program that runs migrations, also one that calls
+# alembic.config.main(), keeps its loggers, handlers and levels.
+if settings.run_by_alembic_command() and config.file_config.has_section("loggers"):
     fileConfig(config.file_config, disable_existing_loggers=False)
 
+# Read before anything is connected, so that a mistake in them leaves nothing behind.
 target_metadata = settings.target_metadata()
+options = {
+    "target_metadata": target_metadata,
+    "transaction_per_migration": settings.flag("transaction_per_migration"),
+    **rules.hooks(settings.option("autogenerate_rules"), target_metadata),
+    **settings.version_table(),
+}
+lock_timeout = settings.seconds("lock_timeout", default=60)
+ddl_lock_timeout = settings.seconds("ddl_lock_timeout")
 
 
 def configure(dialect: str, **target: Any) -> None:
     """Configure Alembic's context for a connection or, with `--sql`, for a URL."""
-    context.configure(
-        target_metadata=target_metadata,
-        transaction_per_migration=settings.flag("transaction_per_migration"),
-        # SQLite changes a table by copying it, and its DDL is transactional once migration_lock
-        # has begun the transaction.
-        render_as_batch=dialect == "sqlite",
-        transactional_ddl=True if dialect == "sqlite" else None,
-        **rules.hooks(settings.option("autogenerate_rules"), target_metadata),
-        **settings.version_table(),
-        **target,
-    )
+    sqlite = dialect == "sqlite"
+    # SQLite changes a table by copying it, and its DDL is transactional in the transactions that
+    # migration_lock begins.
+    context.configure(render_as_batch=sqlite, transactional_ddl=sqlite or None, **options, **target)
     settings.require_metadata()
 
 
@@ -54,11 +54,7 @@ def run_migrations(connection: Connection) -> None:
     configure(connection.dialect.name, connection=connection)
     with (
         settings.known_version(),
-        locking.migration_lock(
-            connection,
-            timeout=settings.seconds("lock_timeout", default=60),
-            ddl_timeout=settings.seconds("ddl_lock_timeout"),
-        ),
+        locking.migration_lock(connection, timeout=lock_timeout, ddl_timeout=ddl_lock_timeout),
         context.begin_transaction(),
     ):
         context.run_migrations()

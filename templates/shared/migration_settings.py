@@ -8,16 +8,18 @@ a program that sets a URL can never reach the database that a shell happens to n
 import math
 import os
 import re
+import sys
 from collections.abc import Iterator
 from configparser import InterpolationError
 from contextlib import contextmanager
 from importlib import import_module
 from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
 from alembic import context
 from alembic.script.revision import ResolutionError
-from alembic.util import CommandError, to_tuple
+from alembic.util import CommandError, to_list, to_tuple
 from sqlalchemy import URL, MetaData, make_url
 from sqlalchemy.exc import ArgumentError, InvalidRequestError, NoSuchModuleError
 
@@ -137,6 +139,12 @@ def target_metadata() -> MetaData | list[MetaData] | None:
     """
     given: MetaData | list[MetaData] | None = context.config.attributes.get("target_metadata")
     if given is not None:
+        for each in to_list(given):
+            if not isinstance(each, MetaData):
+                raise CommandError(
+                    f'Config.attributes["target_metadata"] is a {type(each).__name__}: expected a '
+                    "sqlalchemy.MetaData, or a list of them."
+                )
         return given
     names = option("target_metadata") or []
     found = [load_metadata(name) for name in (names.split() if isinstance(names, str) else names)]
@@ -176,6 +184,13 @@ def require_metadata() -> None:
             "package.module:attribute in the Alembic configuration, or "
             'Config.attributes["target_metadata"] in a program.'
         )
+
+
+def run_by_alembic_command() -> bool:
+    """Tell whether this process is the `alembic` command, or `python -m alembic`."""
+    program = Path(sys.argv[0])
+    name = program.parent.name if program.stem == "__main__" else program.stem
+    return name == "alembic" and hasattr(context.config.cmd_opts, "cmd")
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import sqlite3
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -52,6 +52,9 @@ def migration_lock(
                 stack.enter_context(ddl_lock_timeout(connection, callers, ddl_timeout))
         if not callers:
             stack.enter_context(ended_transaction(connection))
+            if connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT":
+                # Alembic's would leave the connection at the server's default level.
+                migrations.autocommit_block = nullcontext  # type: ignore[assignment, method-assign]
         yield
 
 
@@ -162,7 +165,10 @@ def postgresql_lock(
         )
         if not callers:
             connection.commit()
-        return f"the lock of {schema}.{migrations.version_table}, held by server process {pid}"
+        return (
+            f"the advisory lock {key} of {schema}.{migrations.version_table}, "
+            f"held by server process {pid}"
+        )
 
     wait(take, what, timeout)
     try:
@@ -198,7 +204,7 @@ def mysql_lock(
     def what() -> str:
         thread = scalar(connection, f"SELECT IS_USED_LOCK('{name}')")
         holder = f"connection {thread}" if thread else "a transaction that is not committed"
-        return f"the lock of {schema}.{migrations.version_table}, held by {holder}"
+        return f"the lock {name} of {schema}.{migrations.version_table}, held by {holder}"
 
     wait(take, what, timeout)
     try:
@@ -247,17 +253,17 @@ def ddl_lock_timeout(connection: Connection, callers: bool, seconds: float) -> I
         # 0 would turn the timeout off. A setting of the caller's transaction ends with it.
         value = f"{max(1, round(seconds * 1000))}ms"
         read = "SELECT current_setting('lock_timeout')"
-        write = f"SELECT set_config('lock_timeout', '{{}}', {str(callers).lower()})"
+        write = f"SELECT set_config('lock_timeout', '%s', {str(callers).lower()})"
     elif connection.dialect.name in {"mysql", "mariadb"}:
         value = str(math.ceil(seconds))
         read = "SELECT @@SESSION.lock_wait_timeout"
-        write = "SET SESSION lock_wait_timeout = {}"
+        write = "SET SESSION lock_wait_timeout = %s"
     else:
         yield
         return
 
     def set_to(value: str) -> None:
-        connection.exec_driver_sql(write.format(value))
+        connection.exec_driver_sql(write % value)
         if not callers:
             connection.commit()
 
@@ -304,12 +310,23 @@ def sqlite_lock(
         if lock_file is not None and not held:
             held.extend(lock(lock_file))
 
+    begun = False
+
     def begin(_: Connection) -> None:
-        if not sqlite_autocommits(connection):
+        nonlocal begun
+        begun = True
+
+    def before_statement(_: Connection, _cursor: Any, statement: str, *_more: Any) -> None:
+        """Begin a transaction in earnest, at its first statement: after the engine's own events."""
+        nonlocal begun
+        if begun and statement.upper() not in {"BEGIN", "BEGIN DEFERRED"}:
+            begun = False
+            autocommits = sqlite_autocommits(connection)
             if sqlite_driver(connection).in_transaction:
                 # A plain BEGIN of the application's own begin event, or of the driver.
                 connection.exec_driver_sql("COMMIT")
-            wait(take, what, timeout)
+            if not autocommits:
+                wait(take, what, timeout)
 
     def check(_: Connection) -> None:
         if before is not None:
@@ -322,6 +339,7 @@ def sqlite_lock(
         hold()
         with autocommit_block():
             yield
+        scalar(connection, "SELECT 1")  # the statement with which the next transaction begins
 
     enforced = scalar(connection, "PRAGMA foreign_keys")
     if callers and enforced:
@@ -337,11 +355,16 @@ def sqlite_lock(
             if enforced:
                 sqlite_setting(connection, "PRAGMA foreign_keys = OFF")
                 stack.callback(sqlite_setting, connection, "PRAGMA foreign_keys = ON")
-            for name, listener in (("begin", begin), ("commit", check)):
+            listeners: dict[str, Callable[..., None]] = {
+                "begin": begin,
+                "before_cursor_execute": before_statement,
+                "commit": check,
+            }
+            for name, listener in listeners.items():
                 event.listen(connection, name, listener)
                 stack.callback(event.remove, connection, name, listener)
             stack.enter_context(ended_transaction(connection))
-            connection.begin()
+            scalar(connection, "SELECT 1")
             migrations.autocommit_block = held_autocommit_block  # type: ignore[method-assign]
         if sqlite_autocommits(connection):
             wait(take, what, timeout)

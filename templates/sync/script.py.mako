@@ -9,16 +9,22 @@ Create Date: ${create_date}
         config.file_config.get(config.config_ini_section, "data_migrations", fallback=None)
         or config.toml_alembic_config.get("data_migrations")
     ).lower() == "true"
+    body = f"{upgrades or ''}{downgrades or ''}"
+
+    def unless_used(name):
+        return "" if name in body else "  # noqa: F401"
 %>
 from collections.abc import Sequence
 
-import sqlalchemy as sa  # noqa: F401
+import sqlalchemy as sa${unless_used('sa.')}
 % if data:
-from alembic import context, op
+from alembic import context, op${unless_used('op.')}
 % else:
-from alembic import op  # noqa: F401
+from alembic import op${unless_used('op.')}
 % endif
-${imports if imports else ""}
+% if imports:
+${imports}
+% endif
 
 revision: str = ${repr(up_revision)}
 down_revision: str | Sequence[str] | None = ${repr(down_revision)}
@@ -43,12 +49,16 @@ def downgrade() -> None:
 
 def schema_upgrades() -> None:
     """Upgrade the schema."""
-    ${upgrades if upgrades else "pass"}
+% if upgrades:
+    ${upgrades}
+% endif
 
 
 def schema_downgrades() -> None:
     """Downgrade the schema."""
-    ${downgrades if downgrades else "pass"}
+% if downgrades:
+    ${downgrades}
+% endif
 
 
 def data_upgrades() -> None:
@@ -61,10 +71,14 @@ def data_downgrades() -> None:
 
 def upgrade() -> None:
     """Upgrade the schema."""
-    ${upgrades if upgrades else "pass"}
+% if upgrades:
+    ${upgrades}
+% endif
 
 
 def downgrade() -> None:
     """Downgrade the schema."""
-    ${downgrades if downgrades else "pass"}
+% if downgrades:
+    ${downgrades}
+% endif
 % endif
