@@ -70,27 +70,35 @@ class Target:
 def target_of(python: str) -> Target:
     """Return the `templates` folder of the Alembic that a Python imports.
 
-    Raises TemplatesError where that Python does not run or has no Alembic.
+    Raises TemplatesError where that is no Python, or one that does not run or has no Alembic.
     """
     executable = shutil.which(python)
     if executable is None:
         raise TemplatesError(
             f"{python!r} is no program: expected the path of a Python, such as .venv/bin/python."
         )
-    done = subprocess.run(
-        [os.path.abspath(executable), "-c", _QUERY],
-        # The project's own folder may hold migrations in a folder named alembic.
-        cwd=templates_folder(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    try:
+        done = subprocess.run(
+            [os.path.abspath(executable), "-c", _QUERY],
+            # The project's own folder may hold migrations in a folder named alembic.
+            cwd=templates_folder(),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except OSError as error:
+        raise TemplatesError(f"{python} does not run ({error.strerror}).") from error
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no error was printed"])[-1]
         raise TemplatesError(
             f"{python} imports no Alembic ({reason}): install Alembic 1.16 or later for it."
         )
-    folder, shipped = json.loads(done.stdout)
+    try:
+        folder, shipped = json.loads(done.stdout)
+    except ValueError as error:
+        raise TemplatesError(
+            f"{python} is no Python: expected the path of one, such as .venv/bin/python."
+        ) from error
     return Target(Path(folder), frozenset(shipped))
 
 
