@@ -45,9 +45,12 @@ class Target:
         return sorted(path.parents[1].name for path in self.folder.glob(f"*/{MANIFEST}"))
 
     def changed_files(self, name: str) -> list[str]:
-        """Return the names of the files that are not as they were installed."""
+        """Return the names of the files, and of the folders added, not as they were installed."""
         before = self._manifest(name)
-        now = hashes(self.folder / name)
+        folder = self.folder / name
+        ours = {"__pycache__", MANIFEST.parts[0]}
+        added = {path.name for path in folder.iterdir() if path.is_dir()} - ours
+        now = hashes(folder) | dict.fromkeys(added, "")
         return sorted(key for key in before | now if before.get(key) != now.get(key))
 
     def state(self, template: Template) -> str:
@@ -62,9 +65,11 @@ class Target:
         return "installed" if hashes(folder) == hashes(template.folder) else "outdated"
 
     def _manifest(self, name: str) -> dict[str, str]:
-        content = json.loads((self.folder / name / MANIFEST).read_text(encoding="utf-8"))
-        found: dict[str, str] = content["files"]
-        return found
+        try:
+            content = json.loads((self.folder / name / MANIFEST).read_text(encoding="utf-8"))
+            return dict(content["files"])
+        except (ValueError, KeyError, TypeError):
+            return {}  # not as it was written, and neither is any file then
 
 
 def target_of(python: str) -> Target:
