@@ -176,19 +176,11 @@ def _staging(target: Target) -> Iterator[Path]:
             yield staging
         finally:
             shutil.rmtree(staging)
-    except PermissionError as error:
-        raise _read_only(target) from error
     except OSError as error:
-        if "Read-only file system" not in str(error):
-            raise
-        raise _read_only(target) from error
-
-
-def _read_only(target: Target) -> TemplatesError:
-    return TemplatesError(
-        f"{target.folder} is read-only: use a template without installing it, by "
-        'alembic init -t "$(alembic-templates path NAME)" migrations.'
-    )
+        raise TemplatesError(
+            f"{target.folder} cannot be changed ({error.strerror}): use a template without "
+            'installing it, by alembic init -t "$(alembic-templates path NAME)" migrations.'
+        ) from error
 
 
 def _put(new: Path, folder: Path, old: Path) -> None:
