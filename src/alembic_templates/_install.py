@@ -144,7 +144,6 @@ def uninstall(name: str, target: Target, *, force: bool) -> bool:
     if name not in target.installed():
         if (target.folder / name).exists():
             _refuse(name, target, "remove")
-        find(name)
         return False
     if target.changed_files(name) and not force:
         _refuse(name, target, "remove")

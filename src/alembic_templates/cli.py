@@ -55,7 +55,11 @@ def _install(args: argparse.Namespace) -> int:
 
 def _uninstall(args: argparse.Namespace) -> int:
     target = target_of(args.python)
-    for name in args.names or target.installed():
+    names = args.names or target.installed()
+    for name in names:
+        if name not in target.installed():
+            find(name)
+    for name in names:
         done = uninstall(name, target, force=args.force)
         print(f"{name}: {'removed from' if done else 'is not installed in'} {target.folder}")
     return 0
