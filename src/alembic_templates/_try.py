@@ -62,7 +62,7 @@ def try_template(template: Template, *, url: str | None, keep: Path | None) -> N
         warnings.catch_warnings(),
         _scratch(keep) as folder,
         _terminable(),
-        _own_place(_parsed(url or default), folder) as place,
+        _own_place(_parsed(default if url is None else url), folder) as place,
     ):
         warnings.simplefilter("ignore")  # some drivers pass on each note of the server
         _Trial(template, folder, place).run()
