@@ -177,10 +177,20 @@ def _scratch(keep: Path | None) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix="alembic-templates-") as folder:
             yield Path(folder)
         return
-    if keep.exists() and (not keep.is_dir() or any(keep.iterdir())):
-        raise TemplatesError(f"{keep} is not an empty folder: name one that does not exist.")
-    keep.mkdir(parents=True, exist_ok=True)
-    yield keep.resolve()
+    try:
+        is_new = not keep.exists()
+        if not is_new and (not keep.is_dir() or any(keep.iterdir())):
+            raise TemplatesError(f"{keep} is not an empty folder: name one that does not exist.")
+        keep.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TemplatesError(
+            f"{keep} cannot be made ({error.strerror}): name a folder that can."
+        ) from error
+    try:
+        yield keep.resolve()
+    finally:
+        if is_new and not any(keep.iterdir()):
+            keep.rmdir()  # nothing was rendered
 
 
 @contextmanager
