@@ -12,7 +12,6 @@ from pathlib import Path
 from alembic_templates._catalog import catalog, find
 from alembic_templates._diff import diff
 from alembic_templates._install import install, target_of, uninstall
-from alembic_templates._try import try_template
 from alembic_templates.errors import TemplatesError
 
 
@@ -77,6 +76,9 @@ def _diff(args: argparse.Namespace) -> int:
 
 
 def _try(args: argparse.Namespace) -> int:
+    # Imported here since it takes Alembic and SQLAlchemy, which the other verbs do without.
+    from alembic_templates._try import try_template
+
     try_template(find(args.name), url=args.url, keep=args.keep)
     return 0
 
