@@ -87,11 +87,13 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="alembic-templates",
         description="Migration environments for Alembic that are right the first time.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "--version", action="version", version=f"%(prog)s {version('alembic-templates')}"
     )
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    examples = ["examples:"]
 
     def verb(
         run: Callable[[argparse.Namespace], int], summary: str, example: str
@@ -100,6 +102,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog = f"example: alembic-templates {example}"
         added = verbs.add_parser(name, help=summary, description=summary, epilog=epilog)
         added.set_defaults(run=run)
+        examples.append(f"  alembic-templates {example}")
         return added
 
     def add_python(added: argparse.ArgumentParser) -> None:
@@ -157,6 +160,7 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument(
         "--keep", metavar="DIR", type=Path, help="render into this new folder, and keep it"
     )
+    parser.epilog = "\n".join(examples)
     return parser
 
 
