@@ -36,5 +36,5 @@ def _file_diff(path: Path, other: Path, name: str) -> str:
 def _lines(path: Path) -> list[str]:
     if not path.is_file():
         return []
-    with path.open(encoding="utf-8", errors="replace", newline="") as file:
-        return file.read().splitlines(keepends=True)
+    with path.open(encoding="utf-8", errors="replace", newline="\n") as file:
+        return list(file)  # split at \n alone, as patch does

@@ -45,9 +45,12 @@ class Target:
         return sorted(path.parents[1].name for path in self.folder.glob(f"*/{MANIFEST}"))
 
     def changed_files(self, name: str) -> list[str]:
-        """Return the names of the files that are not as they were installed."""
+        """Return the names of the files, and of the folders added, not as they were installed."""
         before = self._manifest(name)
-        now = hashes(self.folder / name)
+        folder = self.folder / name
+        ours = {"__pycache__", MANIFEST.parts[0]}
+        added = {path.name for path in folder.iterdir() if path.is_dir()} - ours
+        now = hashes(folder) | dict.fromkeys(added, "")
         return sorted(key for key in before | now if before.get(key) != now.get(key))
 
     def state(self, template: Template) -> str:
@@ -62,35 +65,45 @@ class Target:
         return "installed" if hashes(folder) == hashes(template.folder) else "outdated"
 
     def _manifest(self, name: str) -> dict[str, str]:
-        content = json.loads((self.folder / name / MANIFEST).read_text(encoding="utf-8"))
-        found: dict[str, str] = content["files"]
-        return found
+        try:
+            content = json.loads((self.folder / name / MANIFEST).read_text(encoding="utf-8"))
+            return dict(content["files"])
+        except (ValueError, KeyError, TypeError):
+            return {}  # not as it was written, and neither is any file then
 
 
 def target_of(python: str) -> Target:
     """Return the `templates` folder of the Alembic that a Python imports.
 
-    Raises TemplatesError where that Python does not run or has no Alembic.
+    Raises TemplatesError where that is no Python, or one that does not run or has no Alembic.
     """
     executable = shutil.which(python)
     if executable is None:
         raise TemplatesError(
             f"{python!r} is no program: expected the path of a Python, such as .venv/bin/python."
         )
-    done = subprocess.run(
-        [os.path.abspath(executable), "-c", _QUERY],
-        # The project's own folder may hold migrations in a folder named alembic.
-        cwd=templates_folder(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    try:
+        done = subprocess.run(
+            [os.path.abspath(executable), "-c", _QUERY],
+            # The project's own folder may hold migrations in a folder named alembic.
+            cwd=templates_folder(),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except OSError as error:
+        raise TemplatesError(f"{python} does not run ({error.strerror}).") from error
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no error was printed"])[-1]
         raise TemplatesError(
             f"{python} imports no Alembic ({reason}): install Alembic 1.16 or later for it."
         )
-    folder, shipped = json.loads(done.stdout)
+    try:
+        folder, shipped = json.loads(done.stdout)
+    except ValueError as error:
+        raise TemplatesError(
+            f"{python} is no Python: expected the path of one, such as .venv/bin/python."
+        ) from error
     return Target(Path(folder), frozenset(shipped))
 
 
@@ -131,7 +144,6 @@ def uninstall(name: str, target: Target, *, force: bool) -> bool:
     if name not in target.installed():
         if (target.folder / name).exists():
             _refuse(name, target, "remove")
-        find(name)
         return False
     if target.changed_files(name) and not force:
         _refuse(name, target, "remove")
@@ -163,19 +175,11 @@ def _staging(target: Target) -> Iterator[Path]:
             yield staging
         finally:
             shutil.rmtree(staging)
-    except PermissionError as error:
-        raise _read_only(target) from error
     except OSError as error:
-        if "Read-only file system" not in str(error):
-            raise
-        raise _read_only(target) from error
-
-
-def _read_only(target: Target) -> TemplatesError:
-    return TemplatesError(
-        f"{target.folder} is read-only: use a template without installing it, by "
-        'alembic init -t "$(alembic-templates path NAME)" migrations.'
-    )
+        raise TemplatesError(
+            f"{target.folder} cannot be changed ({error.strerror}): use a template without "
+            'installing it, by alembic init -t "$(alembic-templates path NAME)" migrations.'
+        ) from error
 
 
 def _put(new: Path, folder: Path, old: Path) -> None:

@@ -53,8 +53,14 @@ def plan(revision: str, config_file: Path) -> Pruning:
         if script.revision not in before:
             before[script.revision] = script
             todo += to_tuple(script.down_revision, default=())
+    after = {script.revision for script in directory.iterate_revisions("heads", base.revision)}
     for script in scripts.values():
         _check(script, base, before)
+        if script.revision not in before.keys() | after | {base.revision}:
+            raise TemplatesError(
+                f"Revision {script.revision} is neither before nor after {base.revision}: merge the "
+                "branches first."
+            )
     order = [script for script in scripts.values() if script.revision in before]
     return Pruning(base, order)
 

@@ -60,9 +60,9 @@ def try_template(template: Template, *, url: str | None, keep: Path | None) -> N
     default = "sqlite+aiosqlite://" if template.name == "asyncio" else "sqlite://"
     with (
         warnings.catch_warnings(),
-        _scratch(keep) as folder,
         _terminable(),
-        _own_place(_parsed(url or default), folder) as place,
+        _scratch(keep) as folder,
+        _own_place(_parsed(default if url is None else url), folder) as place,
     ):
         warnings.simplefilter("ignore")  # some drivers pass on each note of the server
         _Trial(template, folder, place).run()
@@ -174,13 +174,27 @@ def _first_line(error: BaseException) -> str:
 def _scratch(keep: Path | None) -> Iterator[Path]:
     """Give a new folder, which goes in the end unless its path was given."""
     if keep is None:
-        with tempfile.TemporaryDirectory(prefix="alembic-templates-") as folder:
-            yield Path(folder)
+        scratch = tempfile.TemporaryDirectory(prefix="alembic-templates-")
+        try:
+            yield Path(scratch.name)
+        finally:
+            with _undisturbed():
+                scratch.cleanup()
         return
-    if keep.exists() and (not keep.is_dir() or any(keep.iterdir())):
-        raise TemplatesError(f"{keep} is not an empty folder: name one that does not exist.")
-    keep.mkdir(parents=True, exist_ok=True)
-    yield keep.resolve()
+    try:
+        is_new = not keep.exists()
+        if not is_new and (not keep.is_dir() or any(keep.iterdir())):
+            raise TemplatesError(f"{keep} is not an empty folder: name one that does not exist.")
+        keep.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TemplatesError(
+            f"{keep} cannot be made ({error.strerror}): name a folder that can."
+        ) from error
+    try:
+        yield keep.resolve()
+    finally:
+        if is_new and not any(keep.iterdir()):
+            keep.rmdir()  # nothing was rendered
 
 
 @contextmanager
@@ -188,15 +202,40 @@ def _terminable() -> Iterator[None]:
     """End a run that is asked to stop as Ctrl-C does, so that it cleans up."""
 
     def interrupt(_signal: int, _frame: FrameType | None) -> None:
+        # Not KeyboardInterrupt itself: in an event loop, asyncio takes SIGINT to cancel its task.
+        signal.raise_signal(signal.SIGINT)
+
+    with _handled_by(interrupt, "SIGTERM", "SIGHUP"):
+        yield
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Put off a request to stop until something is done, unless it is made a second time."""
+    asked = False
+
+    def put_off(_signal: int, _frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+
+    with _handled_by(put_off, "SIGINT", "SIGTERM", "SIGHUP"):
+        yield
+    if asked:
         raise KeyboardInterrupt
 
-    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    before = {name: signal.signal(getattr(signal, name), interrupt) for name in names}
+
+@contextmanager
+def _handled_by(handler: Callable[[int, FrameType | None], None], *names: str) -> Iterator[None]:
+    """Handle those of the signals that this system has."""
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
     finally:
-        for name, handler in before.items():
-            signal.signal(getattr(signal, name), handler)
+        for number, handled in before.items():
+            signal.signal(number, handled)
 
 
 @contextmanager
@@ -218,15 +257,22 @@ def _own_place(url: URL, folder: Path) -> Iterator[URL]:
             f"Nothing can be tried on {backend}: expected SQLite, PostgreSQL, MySQL or MariaDB."
         )
 
+    def make(connection: Connection) -> None:
+        # Once sent, the statement may be carried out whatever becomes of the connection.
+        with _undisturbed():
+            connection.exec_driver_sql(made)
+            connection.commit()
+
     def remove() -> str | None:
         try:
-            _on(url, lambda connection: connection.exec_driver_sql(removed))
+            with _undisturbed():
+                _on(url, lambda connection: connection.exec_driver_sql(removed))
         except Exception as error:  # noqa: BLE001 - whatever it is, the user has to know
             return f"{name} could not be removed ({_first_line(error)}): run {removed} yourself."
         return None
 
     try:
-        _on(url, lambda connection: connection.exec_driver_sql(made))
+        _on(url, make)
     except Exception as error:
         raise TemplatesError(
             f"Cannot work on database {url.database!r} on {url.host or 'this host'} with "

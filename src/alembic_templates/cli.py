@@ -12,8 +12,6 @@ from pathlib import Path
 from alembic_templates._catalog import catalog, find
 from alembic_templates._diff import diff
 from alembic_templates._install import install, target_of, uninstall
-from alembic_templates._prune import plan
-from alembic_templates._try import try_template
 from alembic_templates.errors import TemplatesError
 
 
@@ -56,7 +54,11 @@ def _install(args: argparse.Namespace) -> int:
 
 def _uninstall(args: argparse.Namespace) -> int:
     target = target_of(args.python)
-    for name in args.names or target.installed():
+    names = args.names or target.installed()
+    for name in names:
+        if name not in target.installed():
+            find(name)
+    for name in names:
         done = uninstall(name, target, force=args.force)
         print(f"{name}: {'removed from' if done else 'is not installed in'} {target.folder}")
     return 0
@@ -74,11 +76,16 @@ def _diff(args: argparse.Namespace) -> int:
 
 
 def _try(args: argparse.Namespace) -> int:
+    # Imported here since it takes Alembic and SQLAlchemy, which the other verbs do without.
+    from alembic_templates._try import try_template
+
     try_template(find(args.name), url=args.url, keep=args.keep)
     return 0
 
 
 def _prune(args: argparse.Namespace) -> int:
+    from alembic_templates._prune import plan
+
     pruning = plan(args.revision, args.config)
     base = pruning.base.revision
     if not pruning.before:
@@ -105,11 +112,13 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="alembic-templates",
         description="Migration environments for Alembic that are right the first time.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "--version", action="version", version=f"%(prog)s {version('alembic-templates')}"
     )
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    examples = ["examples:"]
 
     def verb(
         run: Callable[[argparse.Namespace], int], summary: str, example: str
@@ -118,6 +127,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog = f"example: alembic-templates {example}"
         added = verbs.add_parser(name, help=summary, description=summary, epilog=epilog)
         added.set_defaults(run=run)
+        examples.append(f"  alembic-templates {example}")
         return added
 
     def add_python(added: argparse.ArgumentParser) -> None:
@@ -190,6 +200,7 @@ def _parser() -> argparse.ArgumentParser:
         help="alembic.ini or pyproject.toml (default: alembic.ini)",
     )
     added.add_argument("--yes", action="store_true", help="do not ask")
+    parser.epilog = "\n".join(examples)
     return parser
 
 

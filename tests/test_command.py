@@ -1,0 +1,814 @@
+"""The command `alembic-templates`, on a Python with an Alembic of its own to install into."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import files, version
+from pathlib import Path
+
+import pytest
+
+import alembic_templates
+from alembic_templates import cli
+from alembic_templates._catalog import catalog, templates_folder
+from alembic_templates._install import Target, install
+
+SHARED = templates_folder() / "shared"
+VERBS = ["list", "install", "uninstall", "path", "diff", "try"]
+
+# Runs a program as a user who may not write where the mode says so, which root may: without the
+# capability CAP_DAC_OVERRIDE (1), by prctl's PR_CAPBSET_DROP (24).
+UNPRIVILEGED = """
+import ctypes, os, sys
+ctypes.CDLL(None).prctl(24, 1, 0, 0, 0)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+# Runs a program that can write no file of more than 2,000 bytes, as on a disk that fills up.
+NO_SPACE = """
+import os, resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+# Installs `shared` again and again, each time killed one file-system operation later, and looks at
+# what each kill leaves: the state before (a copy of it is the argument, if any) or the state after.
+KILLED = """
+import os, shutil, signal, sys
+from io import StringIO
+from pathlib import Path
+from alembic import command
+from alembic.config import Config
+from alembic_templates._install import install, target_of
+
+target = target_of(sys.executable)
+package = target.folder.parent
+place = target.folder / "shared"
+
+def content():
+    paths = place.rglob("*") if place.exists() else ()
+    return {path.relative_to(place): path.read_bytes() for path in paths if path.is_file()}
+
+def install_in_child(operations):
+    pid = os.fork()
+    if pid == 0:
+        left = [operations]
+        def count(event, arguments):
+            if event == "ctypes.dlsym" or any(str(package) in str(each) for each in arguments):
+                left[0] -= 1
+                if left[0] == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+        sys.addaudithook(count)
+        install("shared", target, force=False)
+        os._exit(0)
+    return os.waitpid(pid, 0)[1]
+
+def set_up():
+    shutil.rmtree(place, ignore_errors=True)
+    if len(sys.argv) > 1:
+        shutil.copytree(sys.argv[1], place)
+    return content()
+
+before = set_up()
+assert install_in_child(0) == 0
+after = content()
+kills = {"before": 0, "after": 0}
+for operations in range(1, 1000):
+    set_up()
+    if install_in_child(operations) == 0:
+        break
+    left = content()
+    assert left in (before, after), (operations, sorted(left))
+    kills["before" if left == before else "after"] += 1
+    listed = StringIO()
+    command.list_templates(Config(stdout=listed))
+    assert ("shared - " in listed.getvalue()) == bool(left), listed.getvalue()
+    assert install_in_child(0) == 0
+    assert content() == after
+print(kills["before"], kills["after"])
+"""
+
+
+@dataclass(frozen=True)
+class Sandbox:
+    """A Python whose Alembic is its own copy, and a folder to work in."""
+
+    folder: Path
+
+    @property
+    def python(self) -> Path:
+        """The interpreter of the virtual environment."""
+        return self.folder / "venv" / "bin" / "python"
+
+    @property
+    def site(self) -> Path:
+        """The folder where Alembic is installed."""
+        return next((self.folder / "venv" / "lib").glob("python3*")) / "site-packages"
+
+    @property
+    def templates(self) -> Path:
+        """The folder where that Alembic looks for templates."""
+        return self.site / "alembic" / "templates"
+
+    @property
+    def env(self) -> dict[str, str]:
+        """The environment variables for its programs."""
+        kept = {key: value for key in ("LANG", "PYTHONPATH") if (value := os.environ.get(key))}
+        path = f"{self.python.parent}{os.pathsep}{os.environ['PATH']}"
+        return {**kept, "PATH": path, "HOME": str(self.folder), "PYTHONDONTWRITEBYTECODE": "1"}
+
+    def run(self, *args: str | Path, code: int = 0, **env: str) -> subprocess.CompletedProcess[str]:
+        """Run a program; fail the test unless it ends with this exit code and no traceback."""
+        done = subprocess.run(
+            args,
+            cwd=self.folder,
+            env={**self.env, **env},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        if done.returncode != code or "Traceback" in done.stderr:
+            pytest.fail(f"{args}: exit code {done.returncode}\n{done.stdout}\n{done.stderr}")
+        return done
+
+    def alembic(self, *args: str) -> str:
+        """Run the alembic command and return what it prints."""
+        return self.run(self.python, "-m", "alembic", *args).stdout
+
+    def command(self, *args: str, **env: str) -> str:
+        """Run alembic-templates, which must succeed, and return what it prints."""
+        done = self.run(self.python, self.python.with_name("alembic-templates"), *args, **env)
+        assert done.stderr == ""
+        return done.stdout
+
+    def refused(self, *args: str, code: int = 1, wrapper: str | None = None) -> str:
+        """Run alembic-templates, which must fail with one sentence, and return the sentence."""
+        prefix = () if wrapper is None else (sys.executable, "-c", wrapper)
+        script = self.python.with_name("alembic-templates")
+        done = self.run(*prefix, self.python, script, *args, code=code)
+        assert done.stdout == ""
+        assert done.stderr.startswith("error: ")
+        assert done.stderr.endswith(".\n")
+        assert done.stderr.count("\n") == 1
+        return done.stderr.removeprefix("error: ").removesuffix("\n")
+
+    @property
+    def target(self) -> Target:
+        """What the command finds by asking that Python, for a test to set up and to look faster."""
+        return Target(self.templates, frozenset())
+
+    def state(self) -> str:
+        """Return the state of `shared`."""
+        return self.target.state(catalog()["shared"])
+
+    def tree(self) -> dict[str, bytes | None]:
+        """Return all that stands in site-packages: each file with its content, each folder."""
+        return {
+            str(path.relative_to(self.site)): path.read_bytes() if path.is_file() else None
+            for path in self.site.rglob("*")
+        }
+
+
+def make_venv(folder: Path) -> Path:
+    """Make an empty virtual environment and return its interpreter."""
+    venv.EnvBuilder(symlinks=True).create(folder)
+    return folder / "bin" / "python"
+
+
+@pytest.fixture
+def sandbox(tmp_path: Path) -> Sandbox:
+    """A virtual environment with a copy of Alembic; it takes all else from the tests' own Python."""
+    make_venv(tmp_path / "venv")
+    found = Sandbox(tmp_path)
+    for file in files("alembic") or ():
+        source = Path(str(file.locate()))
+        if file.parts[0] != ".." and source.is_file():
+            (found.site / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, found.site / file)
+    own = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
+    lines = [f"import site; site.addsitedir({path!r})\n" for path in sorted(own)]
+    (found.site / "tests.pth").write_text("".join(lines), encoding="utf-8")
+    for name, module in (("alembic", "alembic.config"), ("alembic-templates", cli.__name__)):
+        script = found.python.with_name(name)
+        script.write_text(
+            f"#!{found.python}\nimport sys\nfrom {module} import main\nsys.exit(main())\n",
+            encoding="utf-8",
+        )
+        script.chmod(0o755)
+    return found
+
+
+@pytest.fixture
+def other_version(tmp_path: Path) -> Path:
+    """A folder for PYTHONPATH with another version: `shared` differs, and `retired` is added."""
+    package = tmp_path / "other" / "alembic_templates"
+    ignore = shutil.ignore_patterns("__pycache__", "templates")
+    shutil.copytree(Path(alembic_templates.__file__).parent, package, ignore=ignore)
+    for name in ("shared", "retired"):
+        folder = package / "templates" / name
+        shutil.copytree(SHARED, folder, ignore=shutil.ignore_patterns("__pycache__"))
+        (folder / "old_module.py").write_text("# of another version\n", encoding="utf-8")
+        # As pip leaves it in an installed template.
+        (folder / "__pycache__").mkdir()
+        (folder / "__pycache__" / "env.cpython-311.pyc").write_bytes(b"compiled")
+    return package.parent
+
+
+def installed(sandbox: Sandbox) -> None:
+    """Install `shared`."""
+    install("shared", sandbox.target, force=False)
+
+
+def edited(sandbox: Sandbox) -> str:
+    """Install `shared` and edit a file of it."""
+    installed(sandbox)
+    with (sandbox.templates / "shared" / "env.py").open("a", encoding="utf-8") as file:
+        file.write("# mine\n")
+    return "env.py"
+
+
+def deleted(sandbox: Sandbox) -> str:
+    """Install `shared` and delete a file of it."""
+    installed(sandbox)
+    (sandbox.templates / "shared" / "script.py.mako").unlink()
+    return "script.py.mako"
+
+
+def added_file(sandbox: Sandbox) -> str:
+    """Install `shared` and put a file into it."""
+    installed(sandbox)
+    (sandbox.templates / "shared" / "mine.py").write_text("", encoding="utf-8")
+    return "mine.py"
+
+
+def added_folder(sandbox: Sandbox) -> str:
+    """Install `shared` and put a folder into it."""
+    installed(sandbox)
+    folder = sandbox.templates / "shared" / "my_notes"
+    folder.mkdir()
+    (folder / "note").write_text("mine\n", encoding="utf-8")
+    return "my_notes"
+
+
+def manifest_cut(sandbox: Sandbox) -> str:
+    """Install `shared` and cut its manifest short; no file of it can be told to be unmodified."""
+    installed(sandbox)
+    manifest = sandbox.templates / "shared" / ".alembic-templates" / "manifest.json"
+    manifest.write_bytes(manifest.read_bytes()[:40])
+    return ", ".join(sorted(path.name for path in SHARED.iterdir() if path.is_file()))
+
+
+def foreign(sandbox: Sandbox) -> None:
+    """Put another template of the same name there."""
+    shutil.copytree(sandbox.templates / "generic", sandbox.templates / "shared")
+
+
+def listed(sandbox: Sandbox) -> dict[str, str]:
+    """Return the state of each template, as `list` shows it."""
+    lines = sandbox.command("list").splitlines()
+    return {line.split()[0]: line.rpartition("[")[2].removesuffix("]") for line in lines}
+
+
+def test_list_shows_every_template_with_the_first_line_of_its_readme(sandbox: Sandbox) -> None:
+    """The list names every template, with its synopsis and its state."""
+    lines = sandbox.command("list").splitlines()
+    readmes = {name: (templates_folder() / name / "README").read_text() for name in catalog()}
+    width = max(map(len, readmes))
+    assert lines == [
+        f"{name:{width}}  {readme.splitlines()[0]}  [not installed]"
+        for name, readme in sorted(readmes.items())
+    ]
+
+
+@pytest.mark.parametrize(
+    ("prepare", "state"),
+    [
+        pytest.param(installed, "installed", id="installed"),
+        pytest.param(edited, "modified", id="edited"),
+        pytest.param(deleted, "modified", id="deleted"),
+        pytest.param(added_file, "modified", id="added-file"),
+        pytest.param(foreign, "not installed, another template has the name", id="foreign"),
+    ],
+)
+def test_list_shows_the_state(
+    sandbox: Sandbox, prepare: Callable[[Sandbox], object], state: str
+) -> None:
+    """The list says how a template stands in the Alembic of this Python."""
+    prepare(sandbox)
+    assert listed(sandbox)["shared"] == state
+
+
+def test_list_shows_what_another_version_has_installed_as_outdated(
+    sandbox: Sandbox, other_version: Path
+) -> None:
+    """A template as another version installed it is outdated, not modified."""
+    sandbox.command("install", "shared", PYTHONPATH=str(other_version))
+    assert listed(sandbox)["shared"] == "outdated"
+
+
+def test_compiled_files_are_no_modification(sandbox: Sandbox) -> None:
+    """A __pycache__ in an installed template leaves it installed, and goes with it."""
+    installed(sandbox)
+    sandbox.run(sandbox.python, "-m", "compileall", "-q", sandbox.templates / "shared")
+    assert (sandbox.templates / "shared" / "__pycache__").is_dir()
+    assert listed(sandbox)["shared"] == "installed"
+    sandbox.command("uninstall", "shared")
+    assert not (sandbox.templates / "shared").exists()
+
+
+def test_install_puts_all_templates_there_and_nothing_else(sandbox: Sandbox) -> None:
+    """Without a name, all templates are copied, each with its manifest; no other file changes."""
+    before = sandbox.tree()
+    printed = sandbox.command("install")
+    assert printed.splitlines() == [
+        f"{name}: installed in {sandbox.templates}" for name in catalog()
+    ]
+    after = sandbox.tree()
+    expected: dict[str, bytes | None] = {}
+    for name, template in catalog().items():
+        place = f"alembic/templates/{name}"
+        expected[place] = expected[f"{place}/.alembic-templates"] = None
+        manifest = f"{place}/.alembic-templates/manifest.json"
+        expected[manifest] = after[manifest]
+        for path in template.folder.iterdir():
+            if path.is_file():
+                expected[f"{place}/{path.name}"] = path.read_bytes()
+    assert after == {**before, **expected}
+
+
+def test_install_takes_names(sandbox: Sandbox, other_version: Path) -> None:
+    """With a name, that template alone is installed."""
+    sandbox.command("install", "retired", PYTHONPATH=str(other_version))
+    assert (sandbox.templates / "retired").is_dir()
+    assert not (sandbox.templates / "shared").exists()
+
+
+def test_install_a_second_time_changes_nothing(sandbox: Sandbox) -> None:
+    """A template that is up to date is not written again."""
+    installed(sandbox)
+    folder = sandbox.templates / "shared"
+    before = {path: path.stat() for path in (folder, *folder.rglob("*"))}
+    assert sandbox.command("install", "shared") == f"shared: is up to date in {sandbox.templates}\n"
+    after = {path: path.stat() for path in (folder, *folder.rglob("*"))}
+    assert {path: (stat.st_ino, stat.st_mtime_ns) for path, stat in after.items()} == {
+        path: (stat.st_ino, stat.st_mtime_ns) for path, stat in before.items()
+    }
+
+
+def test_install_replaces_what_another_version_has_installed(
+    sandbox: Sandbox, other_version: Path
+) -> None:
+    """An outdated template is replaced without --force, and files that are gone go."""
+    installed(sandbox)
+    expected = sandbox.tree()
+    sandbox.command("install", "shared", PYTHONPATH=str(other_version))
+    assert (sandbox.templates / "shared" / "old_module.py").is_file()
+    assert sandbox.command("install", "shared") == f"shared: replaced in {sandbox.templates}\n"
+    assert sandbox.tree() == expected
+
+
+def test_install_refuses_a_template_of_somebody_else(sandbox: Sandbox) -> None:
+    """A folder that this command did not make is kept, unless --force is given."""
+    foreign(sandbox)
+    before = sandbox.tree()
+    assert sandbox.refused("install", "shared") == (
+        f"{sandbox.templates / 'shared'} was not installed by alembic-templates: rename it, or "
+        "give --force."
+    )
+    assert sandbox.tree() == before
+    sandbox.command("install", "shared", "--force")
+    assert sandbox.state() == "installed"
+
+
+@pytest.mark.parametrize("options", [(), ("--force",)], ids=["plain", "force"])
+def test_install_never_replaces_a_template_that_alembic_ships(
+    sandbox: Sandbox, options: tuple[str, ...]
+) -> None:
+    """A name that Alembic ships is Alembic's, also with --force."""
+    foreign(sandbox)
+    record = next(sandbox.site.glob("alembic-*.dist-info")) / "RECORD"
+    with record.open("a", encoding="utf-8") as file:
+        file.write("alembic/templates/shared/env.py,,\n")
+    before = sandbox.tree()
+    assert sandbox.refused("install", "shared", *options) == (
+        "Alembic ships a template 'shared' of its own, which is never replaced: use "
+        'alembic init -t "$(alembic-templates path shared)".'
+    )
+    assert sandbox.tree() == before
+
+
+def test_install_of_an_unknown_name_installs_nothing(sandbox: Sandbox) -> None:
+    """One unknown name among several lists the known ones, and none is installed."""
+    before = sandbox.tree()
+    assert sandbox.refused("install", "shared", "nope") == (
+        f"There is no template 'nope': expected {', '.join(catalog())}."
+    )
+    assert sandbox.tree() == before
+
+
+@pytest.mark.parametrize("path", ["venv/bin/python", "{folder}/venv/bin/python"])
+def test_install_into_another_python(sandbox: Sandbox, path: str) -> None:
+    """With --python the templates go to the Alembic of that Python, and not to this one's."""
+    python = path.format(folder=sandbox.folder)
+    own = sandbox.run(sys.executable, "-m", "alembic", "list_templates").stdout
+    done = sandbox.run(sys.executable, "-m", cli.__name__, "install", "--python", python)
+    assert f"installed in {sandbox.templates}\n" in done.stdout
+    assert sandbox.state() == "installed"
+    assert sandbox.run(sys.executable, "-m", "alembic", "list_templates").stdout == own
+
+
+def not_executable_format(folder: Path) -> Path:
+    """Return a file that may be executed, and cannot be."""
+    path = folder / "text"
+    path.write_text("no program", encoding="utf-8")
+    path.chmod(0o755)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        pytest.param(
+            lambda folder: "no-such-python",
+            "'{python}' is no program: expected the path of a Python, such as .venv/bin/python.",
+            id="unknown",
+        ),
+        pytest.param(
+            lambda folder: folder,
+            "'{python}' is no program: expected the path of a Python, such as .venv/bin/python.",
+            id="folder",
+        ),
+        pytest.param(
+            not_executable_format, "{python} does not run (Exec format error).", id="text-file"
+        ),
+        pytest.param(
+            lambda folder: shutil.which("true"),
+            "{python} is no Python: expected the path of one, such as .venv/bin/python.",
+            id="other-program",
+        ),
+        pytest.param(
+            lambda folder: shutil.which("false"),
+            "{python} imports no Alembic (no error was printed): install Alembic 1.16 or later "
+            "for it.",
+            id="failing-program",
+        ),
+        pytest.param(
+            lambda folder: make_venv(folder / "bare"),
+            "{python} imports no Alembic (ModuleNotFoundError: No module named 'alembic'): install "
+            "Alembic 1.16 or later for it.",
+            id="without-alembic",
+        ),
+    ],
+)
+def test_python_that_cannot_be_used_is_one_sentence(
+    sandbox: Sandbox, make: Callable[[Path], object], sentence: str
+) -> None:
+    """A --python that is no Python with an Alembic is refused by its name, with the reason."""
+    python = str(make(sandbox.folder))
+    assert sandbox.refused("install", "--python", python) == sentence.format(python=python)
+
+
+def test_migrations_in_a_folder_named_alembic_are_not_taken_for_alembic(sandbox: Sandbox) -> None:
+    """The working directory may be a project whose migrations are a package named alembic."""
+    (sandbox.folder / "alembic").mkdir()
+    (sandbox.folder / "alembic" / "__init__.py").write_text("raise RuntimeError\n")
+    sandbox.command("install")
+    assert sandbox.state() == "installed"
+
+
+def test_alembic_knows_an_installed_template(sandbox: Sandbox, other_version: Path) -> None:
+    """Alembic lists and renders it, without our manifest and without compiled files."""
+    sandbox.command("install", "retired", PYTHONPATH=str(other_version))
+    sandbox.command("install", "shared")
+    synopsis = (SHARED / "README").read_text(encoding="utf-8").splitlines()[0]
+    assert f"shared - {synopsis}\n" in sandbox.alembic("list_templates")
+    for name, source in {"shared": SHARED, "retired": sandbox.templates / "retired"}.items():
+        sandbox.alembic("init", "-t", name, name)
+        rendered = {path.name for path in (sandbox.folder / name).iterdir()} - {"versions"}
+        expected = {path.name for path in source.iterdir() if path.is_file()}
+        assert rendered == expected - {"alembic.ini.mako"}
+        (sandbox.folder / "alembic.ini").unlink()
+    # It would be copied along by a later Alembic that copies folders, too.
+    assert not (sandbox.templates / "retired" / "__pycache__").exists()
+
+
+@pytest.mark.parametrize("start", ["absent", "outdated"])
+def test_killed_install_leaves_the_old_or_the_new_template(
+    sandbox: Sandbox, other_version: Path, start: str
+) -> None:
+    """Killed before any of its file-system operations, an install leaves one whole state."""
+    original = sandbox.tree()
+    args: list[Path] = []
+    if start == "outdated":
+        sandbox.command("install", "shared", PYTHONPATH=str(other_version))
+        args = [sandbox.folder / "old"]
+        (sandbox.templates / "shared").rename(args[0])
+    before, after = sandbox.run(sandbox.python, "-c", KILLED, *args).stdout.split()
+    assert int(before) > len(list(SHARED.iterdir()))
+    assert int(after) > 0
+    assert sandbox.state() == "installed"
+    sandbox.command("uninstall")
+    assert sandbox.tree() == original
+
+
+@pytest.mark.parametrize("verb", ["install", "uninstall"])
+def test_read_only_alembic_is_one_sentence(sandbox: Sandbox, verb: str) -> None:
+    """Who may not write there is told the folder and the way without an install."""
+    if verb == "uninstall":
+        installed(sandbox)
+    before = sandbox.tree()
+    for folder in (sandbox.templates, sandbox.templates.parent):
+        folder.chmod(0o555)
+    assert sandbox.refused(verb, "shared", wrapper=UNPRIVILEGED) == (
+        f"{sandbox.templates} cannot be changed (Permission denied): use a template without "
+        'installing it, by alembic init -t "$(alembic-templates path NAME)" migrations.'
+    )
+    assert sandbox.tree() == before
+
+
+def test_install_without_space_leaves_nothing(sandbox: Sandbox) -> None:
+    """A template that cannot be written whole is not written at all."""
+    before = sandbox.tree()
+    sentence = sandbox.refused("install", "shared", wrapper=NO_SPACE)
+    assert sentence.startswith(f"{sandbox.templates} cannot be changed (File too large): ")
+    assert sandbox.tree() == before
+
+
+@pytest.mark.parametrize(
+    ("args", "left"),
+    [
+        pytest.param((), set(), id="all"),
+        pytest.param(("shared",), {"retired"}, id="by-name"),
+        pytest.param(("retired",), {"shared"}, id="no-longer-shipped"),
+    ],
+)
+def test_uninstall_removes_what_was_installed_and_nothing_else(
+    sandbox: Sandbox, other_version: Path, args: tuple[str, ...], left: set[str]
+) -> None:
+    """Templates of this version or another go, and every other file stays as it is."""
+    (sandbox.templates / "mine").mkdir()
+    (sandbox.templates / "mine" / "README").write_text("My own template.\n")
+    before = sandbox.tree()
+    sandbox.command("install", PYTHONPATH=str(other_version))
+    both = sandbox.tree()
+    printed = sandbox.command("uninstall", *args)
+    gone = sorted({"retired", "shared"} - left)
+    assert printed.splitlines() == [f"{name}: removed from {sandbox.templates}" for name in gone]
+    kept = {
+        path: content for path, content in both.items() if set(Path(path).parts[2:3]) & set(left)
+    }
+    assert sandbox.tree() == {**before, **kept}
+
+
+@pytest.mark.parametrize(
+    ("verb", "action", "left"),
+    [
+        pytest.param("install", "replace", "installed", id="install"),
+        pytest.param("uninstall", "remove", "not installed", id="uninstall"),
+    ],
+)
+@pytest.mark.parametrize(
+    "modify",
+    [
+        pytest.param(edited, id="edited"),
+        pytest.param(added_folder, id="added-folder"),
+        pytest.param(manifest_cut, id="manifest-cut"),
+    ],
+)
+def test_modified_template_is_refused(
+    sandbox: Sandbox, modify: Callable[[Sandbox], str], verb: str, action: str, left: str
+) -> None:
+    """What a user has changed is named and kept, unless --force is given."""
+    names = modify(sandbox)
+    before = sandbox.tree()
+    assert sandbox.refused(verb, "shared") == (
+        f"{sandbox.templates / 'shared'} was modified since it was installed ({names}): "
+        f"give --force to {action} it."
+    )
+    assert sandbox.tree() == before
+    sandbox.command(verb, "shared", "--force")
+    assert sandbox.state() == left
+    assert not (sandbox.templates / "shared" / "my_notes").exists()
+
+
+@pytest.mark.parametrize("options", [(), ("--force",)], ids=["plain", "force"])
+def test_uninstall_never_removes_a_template_of_somebody_else(
+    sandbox: Sandbox, options: tuple[str, ...]
+) -> None:
+    """A folder that this command did not make stays, also with --force."""
+    foreign(sandbox)
+    before = sandbox.tree()
+    assert sandbox.refused("uninstall", "shared", *options) == (
+        f"{sandbox.templates / 'shared'} was not installed by alembic-templates: remove it by hand."
+    )
+    assert sandbox.command("uninstall", *options) == ""
+    assert sandbox.tree() == before
+
+
+def test_uninstall_of_what_is_not_installed_is_no_error(sandbox: Sandbox) -> None:
+    """To remove what is not there is to have nothing to do."""
+    before = sandbox.tree()
+    assert sandbox.command("uninstall", "shared") == (
+        f"shared: is not installed in {sandbox.templates}\n"
+    )
+    assert sandbox.tree() == before
+
+
+@pytest.mark.parametrize("name", ["nope", "generic", ".."])
+def test_uninstall_of_an_unknown_name_removes_nothing(sandbox: Sandbox, name: str) -> None:
+    """One unknown name among several lists the known ones, and none is removed."""
+    installed(sandbox)
+    before = sandbox.tree()
+    assert sandbox.refused("uninstall", "shared", name) == (
+        f"There is no template {name!r}: expected {', '.join(catalog())}."
+    )
+    assert sandbox.tree() == before
+
+
+def test_path_is_absolute(sandbox: Sandbox) -> None:
+    """The printed folder is absolute, and is the template's."""
+    printed = sandbox.command("path", "shared")
+    assert printed == f"{SHARED}\n"
+    assert SHARED.is_absolute()
+
+
+def test_path_needs_no_install(sandbox: Sandbox) -> None:
+    """In a shell, `alembic init` takes the printed folder as it is."""
+    line = 'alembic init -t "$(alembic-templates path shared)" migrations'
+    sandbox.run("sh", "-ec", line)
+    rendered = {path.name for path in (sandbox.folder / "migrations").iterdir()}
+    expected = {path.name for path in SHARED.iterdir() if path.is_file()} - {"alembic.ini.mako"}
+    assert rendered == expected | {"versions"}
+    assert not (sandbox.templates / "shared").exists()
+
+
+@pytest.fixture
+def environment(sandbox: Sandbox) -> Path:
+    """An environment of `shared` with an edited ini file, a revision and modules of the user."""
+    sandbox.alembic("init", "-t", str(SHARED), "migrations")
+    folder = sandbox.folder / "migrations"
+    (sandbox.folder / "alembic.ini").write_text("[alembic]\nscript_location = migrations\n")
+    (folder / "alembic.ini").write_text("[alembic]\nmine = yes\n")
+    (folder / "mine.py").write_text("mine = True\n")
+    (folder / "versions" / "abc_first.py").write_text("revision = 'abc'\n")
+    return folder
+
+
+def test_diff_of_an_environment_as_rendered_is_empty(sandbox: Sandbox, environment: Path) -> None:
+    """What a user must edit and has added is no difference: exit code 0."""
+    assert sandbox.command("diff", "shared", "migrations") == ""
+    assert environment.is_dir()
+
+
+def test_diff_shows_what_was_changed(sandbox: Sandbox, environment: Path) -> None:
+    """A changed file is a unified diff from the template to the environment: exit code 1."""
+    template = (SHARED / "env.py").read_text(encoding="utf-8")
+    with (environment / "env.py").open("a", encoding="utf-8") as file:
+        file.write("\n# mine")
+    last = template.splitlines()
+    done = sandbox.run(sandbox.python, "-m", cli.__name__, "diff", "shared", "migrations", code=1)
+    assert done.stdout.splitlines() == [
+        "--- shared/env.py",
+        "+++ migrations/env.py",
+        f"@@ -{len(last) - 2},3 +{len(last) - 2},5 @@",
+        *(f" {line}" for line in last[-3:]),
+        "+",
+        "+# mine",
+        "\\ No newline at end of file",
+    ]
+    assert done.stderr == ""
+
+
+def test_diff_shows_a_missing_module(sandbox: Sandbox, environment: Path) -> None:
+    """A module of the template that the environment lacks is a difference: all of its lines."""
+    (environment / "migration_lock.py").unlink()
+    done = sandbox.run(sandbox.python, "-m", cli.__name__, "diff", "shared", "migrations", code=1)
+    lines = (SHARED / "migration_lock.py").read_text(encoding="utf-8").splitlines()
+    assert done.stdout.splitlines() == [
+        "--- shared/migration_lock.py",
+        "+++ migrations/migration_lock.py",
+        f"@@ -1,{len(lines)} +0,0 @@",
+        *(f"-{line}" for line in lines),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        pytest.param("\n", "\r\n", id="carriage-returns"),
+        pytest.param("import asyncio", "\f\nimport asyncio", id="form-feed"),
+        pytest.param("import logging", "# \xe9 \u2028\nimport logging", id="line-separator"),
+    ],
+)
+def test_diff_is_one_that_patch_applies(
+    sandbox: Sandbox, environment: Path, old: str, new: str
+) -> None:
+    """Whatever ends the lines of an environment, each line of the diff is one of a patch."""
+    with (SHARED / "migration_settings.py").open(encoding="utf-8") as file:
+        content = file.read()
+    changed = content.replace(old, new) if old in content else f"{new}\n{content}"
+    (environment / "migration_settings.py").write_bytes(changed.encode())
+    script = sandbox.python.with_name("alembic-templates")
+    done = subprocess.run(
+        [sandbox.python, script, "diff", "shared", "migrations"],
+        cwd=sandbox.folder,
+        env=sandbox.env,
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    lines = done.stdout.decode().removesuffix("\n").split("\n")[3:]
+    assert {line[:1] for line in lines} <= set(" +-@")
+    added = "\n".join(line[1:] for line in lines if line[0] == "+")
+    assert added in changed
+
+
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        pytest.param(
+            ("nope", "migrations"),
+            f"There is no template 'nope': expected {', '.join(catalog())}.",
+            id="unknown-template",
+        ),
+        pytest.param(
+            ("shared", "nowhere"),
+            "nowhere has no env.py: expected the folder that alembic init has made.",
+            id="no-folder",
+        ),
+        pytest.param(
+            ("shared", "."),
+            ". has no env.py: expected the folder that alembic init has made.",
+            id="no-environment",
+        ),
+    ],
+)
+def test_diff_error_is_told_from_a_difference(
+    sandbox: Sandbox, args: tuple[str, ...], sentence: str
+) -> None:
+    """What cannot be compared is exit code 2."""
+    assert sandbox.refused("diff", *args, code=2) == sentence
+
+
+def test_version_is_that_of_the_package(sandbox: Sandbox) -> None:
+    """The version comes from the package's metadata."""
+    expected = f"alembic-templates {version('alembic-templates')}\n"
+    assert sandbox.command("--version") == expected
+
+
+def test_help_has_a_working_example_of_each_verb(sandbox: Sandbox) -> None:
+    """The help ends with one example for each verb, which the command takes."""
+    printed = sandbox.command("--help")
+    examples = [
+        shlex.split(line, comments=True)
+        for line in printed.partition("examples:\n")[2].splitlines()
+    ]
+    assert [words[:2] for words in examples] == [["alembic-templates", verb] for verb in VERBS]
+    for words in examples:
+        cli._parser().parse_args(words[1:])
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_a_verb_has_its_example(sandbox: Sandbox, verb: str) -> None:
+    """The help of a verb ends with an example of it."""
+    *_, last = sandbox.command(verb, "--help", COLUMNS="200").splitlines()
+    assert last.startswith(f"example: alembic-templates {verb}")
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        pytest.param((), id="no-verb"),
+        pytest.param(("nope",), id="unknown-verb"),
+        pytest.param(("list", "shared"), id="too-many"),
+        pytest.param(("path",), id="no-name"),
+        pytest.param(("path", "shared", "sync"), id="two-names"),
+        pytest.param(("diff", "shared"), id="no-folder"),
+        pytest.param(("install", "--nope"), id="unknown-option"),
+        pytest.param(("install", "--python"), id="no-value"),
+        pytest.param(("try",), id="nothing-to-try"),
+    ],
+)
+def test_usage_mistakes_are_exit_code_2(sandbox: Sandbox, args: tuple[str, ...]) -> None:
+    """A mistake in the usage shows the usage and is no failure of the command."""
+    script = sandbox.python.with_name("alembic-templates")
+    done = sandbox.run(sandbox.python, script, *args, code=2)
+    assert done.stdout == ""
+    assert done.stderr.startswith("usage: alembic-templates")
+
+
+@pytest.mark.parametrize("verb", ["path", "try"])
+def test_unknown_template_is_one_sentence(sandbox: Sandbox, verb: str) -> None:
+    """An unknown name lists the known ones."""
+    assert sandbox.refused(verb, "nope") == (
+        f"There is no template 'nope': expected {', '.join(catalog())}."
+    )

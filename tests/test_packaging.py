@@ -1,0 +1,239 @@
+"""The distributions: what they hold, and that the templates are found however they are installed."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import venv
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from conftest import MODELS
+
+ROOT = Path(__file__).parents[1]
+
+pytestmark = pytest.mark.packaging
+
+
+@dataclass(frozen=True)
+class Distributions:
+    """A copy of the checkout, and what was built from it."""
+
+    checkout: Path
+    wheel: Path
+    sdist: Path
+
+    def template_files(self) -> set[str]:
+        """Return the files of the templates as `NAME/FILE`, without what Python has compiled."""
+        folder = self.checkout / "templates"
+        paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+        return {path.as_posix() for path in paths if "__pycache__" not in path.parts}
+
+
+@dataclass(frozen=True)
+class Environment:
+    """A virtual environment, and an empty folder to work in."""
+
+    folder: Path
+    python: Path
+
+    def run(self, *args: str | Path) -> str:
+        """Run a program, which must succeed, without the checkout on Python's path."""
+        path = f"{self.python.parent}{os.pathsep}{os.environ['PATH']}"
+        return run(self.folder, *args, PATH=path)
+
+    def pip_install(self, *args: str | Path) -> None:
+        """Install something with pip."""
+        pip = [sys.executable, "-m", "pip", "--python", self.python, "--disable-pip-version-check"]
+        run(self.folder, *pip, "install", "-q", *args, HOME=os.environ["HOME"])
+
+    def templates(self) -> str:
+        """Return the templates' folder, as the one function that knows gives it."""
+        code = "from alembic_templates._catalog import templates_folder as f; print(f())"
+        return self.run(self.python, "-c", code).strip()
+
+
+def run(folder: Path, *args: str | Path, **env: str) -> str:
+    """Run a program in a folder; fail the test unless it succeeds; return its output."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name in {"PATH", "LANG", "TMPDIR"}
+        or name.startswith(("PIP_", "SSL_", "REQUESTS_"))
+        or name.lower().endswith("_proxy")
+    }
+    done = subprocess.run(
+        args,
+        cwd=folder,
+        env={**kept, "HOME": str(folder), **env},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    if done.returncode:
+        pytest.fail(f"{args}: exit code {done.returncode}\n{done.stdout}\n{done.stderr}")
+    return done.stdout
+
+
+def copy_checkout(folder: Path) -> None:
+    """Copy what git knows or would add, and compile the templates, as an import of them does."""
+    listed = run(ROOT, "git", "ls-files", "--cached", "--others", "--exclude-standard", "-z")
+    for name in listed.rstrip("\0").split("\0"):
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    run(folder, sys.executable, "-m", "compileall", "-q", folder / "templates")
+    assert list(folder.glob("templates/*/__pycache__/env.*.pyc"))
+
+
+@pytest.fixture(scope="session")
+def distributions(tmp_path_factory: pytest.TempPathFactory) -> Distributions:
+    """The wheel and the sdist, built once a run, whichever process comes first."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    checkout, built = root / "checkout", root / "built"
+    with (root / "build.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not built.exists():
+            shutil.rmtree(checkout, ignore_errors=True)
+            copy_checkout(checkout)
+            unfinished = root / "unfinished"
+            build = [sys.executable, "-m", "build", "--outdir", unfinished, checkout]
+            run(root, *build, HOME=os.environ["HOME"])
+            unfinished.rename(built)
+    (wheel,), (sdist,) = built.glob("*.whl"), built.glob("*.tar.gz")
+    return Distributions(checkout, wheel, sdist)
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Environment:
+    """A virtual environment with nothing in it."""
+    venv.EnvBuilder(symlinks=True).create(tmp_path / "venv")
+    (tmp_path / "work").mkdir()
+    return Environment(tmp_path / "work", tmp_path / "venv" / "bin" / "python")
+
+
+@pytest.fixture
+def with_alembic(bare: Environment) -> Environment:
+    """A virtual environment that takes Alembic and SQLAlchemy from the tests' own Python.
+
+    What is installed into it comes first on its path.
+    """
+    site = next((bare.python.parents[1] / "lib").glob("python3*")) / "site-packages"
+    own = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
+    (site / "zz_tests.pth").write_text("\n".join(sorted(own)) + "\n", encoding="utf-8")
+    return bare
+
+
+def test_wheel_holds_every_template_file_once_and_nothing_compiled(
+    distributions: Distributions,
+) -> None:
+    """The wheel has the package and each file of each template, as the checkout has them."""
+    place = "alembic_templates/templates/"
+    with zipfile.ZipFile(distributions.wheel) as wheel:
+        names = wheel.namelist()
+        found = {name.removeprefix(place): wheel.read(name) for name in names if place in name}
+    folder = distributions.checkout / "templates"
+    assert found == {name: (folder / name).read_bytes() for name in distributions.template_files()}
+    assert len(names) == len(set(names))
+    assert "alembic_templates/cli.py" in names
+    assert "alembic_templates/py.typed" in names
+    assert {name.partition("/")[0].partition("-")[0] for name in names} == {"alembic_templates"}
+    assert not [name for name in names if "__pycache__" in name or name.endswith(".pyc")]
+
+
+def test_sdist_holds_what_its_wheel_and_its_tests_need(distributions: Distributions) -> None:
+    """The sdist has the templates, the package and the tests, and nothing compiled."""
+    with tarfile.open(distributions.sdist) as sdist:
+        names = {member.name.partition("/")[2] for member in sdist if member.isfile()}
+    templates = {name for name in names if name.startswith("templates/")}
+    assert templates == {f"templates/{name}" for name in distributions.template_files()}
+    assert names >= {
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+        "tox.ini",
+        "src/alembic_templates/cli.py",
+        "tests/conftest.py",
+        "tests/test_packaging.py",
+    }
+    assert not [name for name in names if "__pycache__" in name or name.endswith(".pyc")]
+
+
+@pytest.mark.parametrize(
+    ("kind", "inside"),
+    [
+        pytest.param("wheel", True, id="wheel"),
+        pytest.param("sdist", True, id="sdist"),
+        pytest.param("editable", False, id="editable"),
+    ],
+)
+def test_templates_are_found_however_they_are_installed(
+    distributions: Distributions, with_alembic: Environment, kind: str, inside: bool
+) -> None:
+    """The one function finds the templates of the copy that is installed, and `list` shows all."""
+    what = {
+        "wheel": [distributions.wheel],
+        "sdist": [distributions.sdist],
+        "editable": ["-e", distributions.checkout],
+    }[kind]
+    with_alembic.pip_install("--no-deps", *what)
+    code = "import alembic_templates; print(alembic_templates.__file__)"
+    package = Path(with_alembic.run(with_alembic.python, "-c", code).strip()).parent
+    site = with_alembic.python.parents[1] / "lib"
+    assert package.is_relative_to(site if inside else distributions.checkout / "src")
+    folder = package / "templates" if inside else distributions.checkout / "templates"
+    assert with_alembic.templates() == str(folder)
+    listed = with_alembic.run("alembic-templates", "list").splitlines()
+    names = {name.partition("/")[0] for name in distributions.template_files()}
+    assert {line.split()[0] for line in listed} == names
+    assert all(line.endswith("[not installed]") for line in listed)
+
+
+def test_whole_round_from_a_wheel_with_nothing_else(
+    distributions: Distributions, bare: Environment
+) -> None:
+    """From the wheel alone: install, init, autogenerate, upgrade, uninstall; and all by `path`."""
+    bare.pip_install(distributions.wheel)
+    bare.run("alembic-templates", "install", "shared")
+    synopsis = (distributions.checkout / "templates/shared/README").read_text().splitlines()[0]
+    assert f"shared - {synopsis}\n" in bare.run("alembic", "list_templates")
+    round_from_init(distributions, bare, "shared")
+    bare.run("alembic-templates", "uninstall")
+    assert "shared - " not in bare.run("alembic", "list_templates")
+    (bare.folder / "by_path").mkdir()
+    by_path = Environment(bare.folder / "by_path", bare.python)
+    round_from_init(distributions, by_path, "$(alembic-templates path shared)")
+
+
+def round_from_init(distributions: Distributions, bare: Environment, template: str) -> None:
+    """Render a template in an empty folder, set two options, autogenerate and upgrade."""
+    bare.run("sh", "-ec", f'alembic init -t "{template}" migrations')
+    rendered = {path.name for path in (bare.folder / "migrations").iterdir()}
+    files = {name.partition("/")[2] for name in distributions.template_files() if "shared/" in name}
+    assert rendered == files - {"alembic.ini.mako"} | {"versions"}
+    ini = (bare.folder / "alembic.ini").read_text(encoding="utf-8")
+    for option, value in {
+        "sqlalchemy.url": "sqlite:///test.db",
+        "target_metadata": "models:metadata",
+    }.items():
+        assert f"\n{option} =\n" in ini
+        ini = ini.replace(f"\n{option} =\n", f"\n{option} = {value}\n")
+    (bare.folder / "alembic.ini").write_text(ini, encoding="utf-8")
+    (bare.folder / "models.py").write_text(MODELS, encoding="utf-8")
+    bare.run("alembic", "revision", "--autogenerate", "-m", "first")
+    bare.run("alembic", "upgrade", "head")
+    query = "SELECT name FROM sqlite_master WHERE type = 'table'"
+    code = f"import sqlite3; print(sorted(sqlite3.connect('test.db').execute({query!r})))"
+    tables = [("alembic_version",), ("author",), ("book",)]
+    assert bare.run(bare.python, "-c", code) == f"{tables}\n"

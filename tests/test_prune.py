@@ -1,0 +1,184 @@
+"""`alembic-templates prune`: old revision files go, and databases at newer ones go on."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from conftest import Database, Project
+
+
+def prune(
+    project: Project, *args: str, answer: str | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run the command in a project, and answer its question."""
+    return subprocess.run(
+        [sys.executable, "-m", "alembic_templates.cli", "prune", *args],
+        cwd=project.folder,
+        env=project.env,
+        input=answer or "",
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def files(project: Project) -> set[str]:
+    """Return the names of the revision files."""
+    return {path.stem for path in (project.folder / "migrations" / "versions").glob("*.py")}
+
+
+@pytest.fixture
+def history(project: Project) -> Project:
+    """Four revisions in a row, r1 to r4, each of a table."""
+    for number in (1, 2, 3, 4):
+        project.revision(
+            f"r{number}",
+            f"op.create_table('t{number}', sa.Column('id', sa.Integer))",
+            f"op.drop_table('t{number}')",
+            down=f"r{number - 1}" if number > 1 else None,
+        )
+    return project
+
+
+def test_databases_at_or_after_the_base_upgrade_as_before(
+    history: Project, sqlite: Database
+) -> None:
+    """A database at the new base is upgraded; one from before it gets an error, not an upgrade."""
+    at_base = f"sqlite:///{history.folder}/at.db"
+    before = f"sqlite:///{history.folder}/before.db"
+    history.alembic("-x", f"url={at_base}", "upgrade", "r3")
+    history.alembic("-x", f"url={before}", "upgrade", "r2")
+    done = prune(history, "r3", "--yes")
+    assert done.returncode == 0, done.stderr
+    assert files(history) == {"r3", "r4"}
+    history.alembic("-x", f"url={at_base}", "upgrade", "head")
+    assert "r4 (head)" in history.alembic("-x", f"url={at_base}", "current").stdout
+    failed = history.alembic("-x", f"url={before}", "upgrade", "head", ok=False)
+    assert "The database is at revision r2, which this code does not know" in failed.stderr
+    assert "<base> -> r3" in history.alembic("history").stdout
+
+
+@pytest.mark.parametrize(
+    ("answer", "left", "code"),
+    [
+        pytest.param("y\n", {"r2", "r3", "r4"}, 0, id="yes"),
+        pytest.param("n\n", {"r1", "r2", "r3", "r4"}, 1, id="no"),
+        pytest.param("\n", {"r1", "r2", "r3", "r4"}, 1, id="enter"),
+    ],
+)
+def test_it_shows_the_files_and_asks(
+    history: Project, answer: str, left: set[str], code: int
+) -> None:
+    """What would be deleted is shown, and deleted only if the answer is yes."""
+    done = prune(history, "r2", answer=answer)
+    assert str(history.folder / "migrations" / "versions" / "r1.py") in done.stdout
+    assert "Delete them? [y/N]" in done.stdout
+    assert files(history) == left
+    assert done.returncode == code
+
+
+def test_without_an_answer_nothing_is_deleted(history: Project) -> None:
+    """Where nobody can answer, the error says to give --yes."""
+    done = prune(history, "r2")
+    assert done.stderr == "error: There is nobody to ask: give --yes to delete the files.\n"
+    assert done.returncode == 1
+    assert files(history) == {"r1", "r2", "r3", "r4"}
+
+
+def test_the_base_itself_has_nothing_before_it(history: Project) -> None:
+    """Pruning before the base deletes nothing."""
+    done = prune(history, "r1", "--yes")
+    assert (done.returncode, done.stdout) == (0, "r1 is the base already: nothing to delete.\n")
+    assert files(history) == {"r1", "r2", "r3", "r4"}
+
+
+@pytest.mark.parametrize(
+    ("revision", "extra", "error"),
+    [
+        pytest.param(
+            "r3",
+            {"rev": "side", "down": "r1"},
+            "Revision side follows r1, which would be deleted: prune before a revision that all "
+            "the others come after.",
+            id="branch",
+        ),
+        pytest.param(
+            "r3",
+            {"rev": "other", "depends_on": "r2"},
+            "Revision other depends on r2, which would be deleted: prune before a revision that "
+            "all the others come after.",
+            id="depends_on",
+        ),
+        pytest.param(
+            "r3",
+            {"rev": "unreachable"},
+            "Revision unreachable is neither before nor after r3: merge the branches first.",
+            id="another-base",
+        ),
+        pytest.param(
+            "nope",
+            {"rev": "r5", "down": "r4"},
+            "Can't locate revision identified by 'nope': nothing was deleted.",
+            id="unknown",
+        ),
+        pytest.param(
+            "base",
+            {"rev": "r5", "down": "r4"},
+            "There is no revision before base: name the one that becomes it.",
+            id="base",
+        ),
+    ],
+)
+def test_what_is_unsafe_is_refused(
+    history: Project, revision: str, extra: dict[str, str], error: str
+) -> None:
+    """A revision that needs one that would go stops the pruning before anything is deleted."""
+    history.revision(**extra)  # type: ignore[arg-type]
+    before = {path: path.read_text() for path in history.folder.rglob("*.py")}
+    done = prune(history, revision, "--yes")
+    assert (done.returncode, done.stderr) == (1, f"error: {error}\n")
+    assert {path: path.read_text() for path in history.folder.rglob("*.py")} == before
+
+
+def test_a_branch_label_is_not_lost(project: Project) -> None:
+    """A label that would go with its file stops the pruning."""
+    project.revision("r1", branch_labels=("billing",))
+    project.revision("r2", down="r1")
+    done = prune(project, "r2", "--yes")
+    assert done.stderr == (
+        "error: Revision r1 would be deleted and has the branch label billing: move the label to "
+        "r2 first.\n"
+    )
+    assert files(project) == {"r1", "r2"}
+
+
+def test_branches_that_were_merged_before_it_go(project: Project) -> None:
+    """A merge can become the base, and an annotated down_revision over several lines is None."""
+    project.revision("r1")
+    project.revision("a", down="r1")
+    project.revision("b", down="r1")
+    path = project.revision("m", down=("a", "b"))
+    source = path.read_text().replace(
+        "down_revision = ('a', 'b')", "down_revision: tuple[str, ...] = (\n    'a',\n    'b',\n)"
+    )
+    path.write_text(source.replace('"""A revision."""', '"""A revision.\n\nRevises: a, b\n"""'))
+    done = prune(project, "m", "--yes")
+    assert done.returncode == 0, done.stderr
+    assert files(project) == {"m"}
+    assert "down_revision: tuple[str, ...] = None\n" in path.read_text()
+    assert "Revises:\n" in path.read_text()
+    assert project.alembic("heads").stdout.split()[0] == "m"
+
+
+def test_the_configuration_is_named_by_config(history: Project) -> None:
+    """--config names another file; one that is missing is an error."""
+    (history.folder / "alembic.ini").rename(history.folder / "other.ini")
+    missing = prune(history, "r2", "--yes")
+    assert missing.stderr == (
+        "error: alembic.ini does not exist: name the Alembic configuration by --config.\n"
+    )
+    assert prune(history, "r2", "--yes", "--config", "other.ini").returncode == 0
+    assert files(history) == {"r2", "r3", "r4"}
