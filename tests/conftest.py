@@ -27,6 +27,16 @@ DRIVERS = {
     "mariadb": ["mysql+pymysql", "mysql+aiomysql", "mysql+asyncmy"],
 }
 
+# What each template supports. `sync` has no async drivers, `asyncio` no sync ones but psycopg, which
+# is both.
+SUPPORTED = {
+    "sync": [drivers[0] for drivers in DRIVERS.values()],
+    "asyncio": ["postgresql+psycopg", *(name for names in DRIVERS.values() for name in names[1:])],
+    "shared": [driver for drivers in DRIVERS.values() for driver in drivers],
+}
+
+ROOT = Path(__file__).resolve().parent.parent
+
 MODELS = """
 from sqlalchemy import Column, ForeignKey, Integer, MetaData, String, Table
 
@@ -45,6 +55,11 @@ book = Table(
     Column("title", String(100)),
 )
 """
+
+
+def kind_of(driver: str) -> str:
+    """Return the database of a driver, which is the name of the fixture that gives one."""
+    return next(kind for kind, drivers in DRIVERS.items() if driver in drivers)
 
 
 @dataclass(frozen=True)
@@ -306,5 +321,4 @@ def database(request: pytest.FixtureRequest) -> Database:
 @pytest.fixture(params=[driver for drivers in DRIVERS.values() for driver in drivers])
 def any_driver(request: pytest.FixtureRequest) -> tuple[Database, str]:
     """An empty database and the name of a driver for it, for each driver in turn."""
-    kind = next(kind for kind, drivers in DRIVERS.items() if request.param in drivers)
-    return request.getfixturevalue(kind), request.param
+    return request.getfixturevalue(kind_of(request.param)), request.param

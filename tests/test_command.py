@@ -22,7 +22,7 @@ from alembic_templates._catalog import catalog, templates_folder
 from alembic_templates._install import Target, install
 
 SHARED = templates_folder() / "shared"
-VERBS = ["list", "install", "uninstall", "path", "diff", "try"]
+VERBS = ["list", "install", "uninstall", "path", "diff", "try", "prune"]
 
 # Runs a program as a user who may not write where the mode says so, which root may: without the
 # capability CAP_DAC_OVERRIDE (1), by prctl's PR_CAPBSET_DROP (24).

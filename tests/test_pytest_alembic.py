@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import DRIVERS, Database, render
+from conftest import DRIVERS, Database, kind_of, render
 
 pytest.importorskip("pytest_alembic", reason="install pytest-alembic")
 
@@ -55,7 +55,7 @@ def test_built_in_and_experimental_tests_pass(
     template: str, driver: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     """All tests of pytest-alembic pass, with an engine of each driver."""
-    kind = next(kind for kind, drivers in DRIVERS.items() if driver in drivers)
+    kind = kind_of(driver)
     database: Database = request.getfixturevalue(kind)
     project = render(template, tmp_path / "project")
     sync_url = database.text if template != "asyncio" else database.url_for(DRIVERS[kind][1])
