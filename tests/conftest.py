@@ -11,6 +11,7 @@ import textwrap
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,9 @@ DRIVERS = {
     "postgresql": ["postgresql+psycopg", "postgresql+psycopg_async", "postgresql+asyncpg"],
     "mariadb": ["mysql+pymysql", "mysql+aiomysql", "mysql+asyncmy"],
 }
+
+if find_spec("greenlet") is None:  # without it there are no async drivers
+    DRIVERS = {kind: drivers[:1] for kind, drivers in DRIVERS.items()}
 
 # What each template supports. `sync` has no async drivers, `asyncio` no sync ones but psycopg, which
 # is both.
