@@ -187,7 +187,8 @@ def test_templates_are_found_however_they_are_installed(
         "sdist": [distributions.sdist],
         "editable": ["-e", distributions.checkout],
     }[kind]
-    with_alembic.pip_install("--no-deps", *what)
+    # Else pip takes the copy that the tests' own Python may have for this one.
+    with_alembic.pip_install("--no-deps", "--ignore-installed", *what)
     code = "import alembic_templates; print(alembic_templates.__file__)"
     package = Path(with_alembic.run(with_alembic.python, "-c", code).strip()).parent
     site = with_alembic.python.parents[1] / "lib"
