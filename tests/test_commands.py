@@ -170,6 +170,25 @@ def test_create_all_refuses_tables_without_a_version(
     assert database.tables() == {"theirs"}
 
 
+@pytest.mark.parametrize("name", ["create_all", "apply"])
+def test_what_writes_takes_the_lock(
+    series: Callable[..., Any], project: Project, postgresql: Database, name: str
+) -> None:
+    """`create_all` and `apply` wait for another run as `upgrade` does."""
+    project.set(lock_timeout="0")
+    with postgresql.engine().begin() as holder, postgresql.engine().begin() as connection:
+        series(holder).upgrade()
+        with pytest.raises(CommandError, match="Another process migrates this database"):
+            getattr(series(connection), name)(models())
+
+
+def test_apply_creates_no_version_table(series: Callable[..., Any], database: Database) -> None:
+    """`apply` leaves the version as it is, also where there is none."""
+    with database.engine().begin() as connection:
+        series(connection).apply(models())
+    assert database.tables() == {"t1", "t2", "t3"}
+
+
 def test_apply_makes_the_database_agree(series: Callable[..., Any], database: Database) -> None:
     """`apply` runs the autogenerate operations, returns them, and `check` passes afterwards."""
     with database.engine().begin() as connection:

@@ -66,7 +66,7 @@ def only_reads(migrations: MigrationContext) -> bool:
     """
     opts = migrations.opts
     alembics = opts["fn"].__module__ == "alembic.command"
-    return bool(opts.get("dont_mutate")) or (alembics and "destination_rev" not in opts)
+    return "destination_rev" not in opts and (alembics or bool(opts.get("dont_mutate")))
 
 
 def refuse_autocommit_block() -> NoReturn:
@@ -82,11 +82,11 @@ def ended_transaction(connection: Connection) -> Iterator[None]:
     """Leave no transaction open: a SELECT that Alembic sends between two of its own begins one."""
     try:
         yield
+        connection.commit()
     except BaseException:
         with logged("roll back"):
             connection.rollback()
         raise
-    connection.commit()
 
 
 @contextmanager
@@ -460,8 +460,8 @@ def unlock(held: list[sqlite3.Connection], file: Path | None) -> None:
 def runs_revisions(migrations: MigrationContext) -> bool:
     """Tell whether the command has revisions to run, since a look at all rows would be for nothing."""
     opts = migrations.opts
-    if "destination_rev" not in opts:
-        return True
+    if "destination_rev" not in opts or opts.get("dont_mutate"):
+        return True  # its function does the work, and is called once
     return bool(list(opts["fn"](migrations.get_current_heads(), migrations)))
 
 
