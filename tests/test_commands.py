@@ -489,7 +489,7 @@ def test_wait_ends_with_the_lock_timeout(
     project.set(lock_timeout="0.3")
     with postgresql.engine().begin() as holder, postgresql.engine().begin() as connection:
         series(holder).upgrade()
-        with pytest.raises(CommandError, match=r"waited 0\.3 seconds for the lock of public"):
+        with pytest.raises(CommandError, match=r"waited 0\.3 seconds for the advisory lock"):
             series(connection).upgrade()
 
 
