@@ -92,8 +92,9 @@ def test_round(template: str, driver: str, tmp_path: Path, request: pytest.Fixtu
     script = project.alembic(*url, "upgrade", "head", "--sql").stdout
     back = project.alembic(*url, "downgrade", "head:base", "--sql").stdout
     run_script(database, back)
-    assert database.tables() == {"alembic_version"}
-    database.run("DROP TABLE alembic_version")
+    # Alembic 1.16 drops the version table at the end of such a script, later ones do not.
+    assert database.tables() <= {"alembic_version"}
+    database.run("DROP TABLE IF EXISTS alembic_version")
     run_script(database, script)
     assert schema(database) == online
     assert database.versions() == version

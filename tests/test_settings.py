@@ -869,7 +869,8 @@ def test_a_script_does_what_the_run_does(project: Project, database: Database) -
     below = described(database.engine())
     assert database.versions() == {"a1"}
     execute(database, down_all)
-    assert database.tables() == {"alembic_version"}
+    # Alembic 1.16 drops the version table at the end of such a script, later ones do not.
+    assert database.tables() <= {"alembic_version"}
     assert database.versions() == set()
 
     config = project.config(database.text)

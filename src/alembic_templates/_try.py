@@ -298,7 +298,8 @@ def _with_search_path(url: URL, schema: str) -> URL:
     """Return a URL whose connections see one schema alone, in the words of its driver."""
     if url.get_driver_name() == "asyncpg":
         return url.update_query_dict({"dsn": f"postgresql://?search_path={schema}"})
-    options = [*url.normalized_query.get("options", ()), f"-csearch_path={schema}"]
+    given = url.query.get("options", ())
+    options = [*([given] if isinstance(given, str) else given), f"-csearch_path={schema}"]
     return url.update_query_dict({"options": " ".join(options)})
 
 

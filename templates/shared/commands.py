@@ -10,10 +10,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import alembic.context
 from alembic.autogenerate import produce_migrations, render_python_code
+from alembic.autogenerate.api import AutogenContext
 from alembic.config import Config
 from alembic.operations import Operations, ops
 from alembic.runtime.environment import EnvironmentContext
@@ -201,6 +202,7 @@ class Migrations:
             wanted = [metadata.tables[name] for name in sorted(tables or known)]
             rendered = render_python_code(
                 ops.UpgradeOps(creations(wanted, context)),
+                render_item=render_enum,
                 # That of env.py would ask for models to compare with.
                 migration_context=MigrationContext.configure(self.connection),
             )
@@ -274,8 +276,6 @@ def creations(tables: list[Table], context: MigrationContext) -> list[ops.Migrat
         for column in table.columns:
             kind = getattr(column.type, "item_type", column.type)
             if isinstance(kind, postgresql.ENUM):
-                # Created once, however many columns have the type.
-                kind.create_type = False
                 create = postgresql.CreateEnumType(kind).compile(dialect=context.dialect)
                 enums[str(kind.name)] = ops.ExecuteSQLOp(str(create).strip())
         created.append(ops.CreateTableOp.from_table(table))
@@ -288,6 +288,15 @@ def creations(tables: list[Table], context: MigrationContext) -> list[ops.Migrat
         ]
     created += [ops.CreateForeignKeyOp.from_constraint(key) for key in later]
     return [*enums.values(), *created]
+
+
+def render_enum(type_: str, item: Any, _: AutogenContext) -> str | Literal[False]:
+    """Render PostgreSQL's enums, whose types are created once and not with each column."""
+    if type_ != "type" or not isinstance(item, postgresql.ENUM):
+        return False
+    schema = f", schema={item.schema!r}" if item.schema else ""
+    values = ", ".join(map(repr, item.enums))
+    return f"postgresql.ENUM({values}, name={str(item.name)!r}{schema}, create_type=False)"
 
 
 @contextmanager
