@@ -211,6 +211,91 @@ def test_apply_makes_the_database_agree(series: Callable[..., Any], database: Da
         assert migrations.current() == ("r2",)
 
 
+def test_apply_adds_an_indexed_column(series: Callable[..., Any], database: Database) -> None:
+    """The index and the UNIQUE constraint of a new column are created once."""
+    names = {"ix": "ix_%(column_0_label)s", "uq": "uq_%(table_name)s_%(column_0_name)s"}
+    metadata = MetaData(naming_convention=names)
+    with database.engine().begin() as connection:
+        migrations = series(connection)
+        migrations.apply(models())
+        for table in models().tables.values():
+            table.to_metadata(metadata)
+        metadata.tables["t1"].append_column(Column("name", String(20), index=True))
+        metadata.tables["t1"].append_column(Column("code", String(20), unique=True))
+        migrations.apply(metadata)
+        migrations.check(metadata)
+
+
+def test_render_keeps_colons_and_percent_signs(
+    series: Callable[..., Any], database: Database
+) -> None:
+    """A default, a CHECK constraint and an enum keep what text() and drivers give a meaning to."""
+    metadata = MetaData()
+    Table(
+        "notes",
+        metadata,
+        Column("note", String(50), server_default="50% off :name"),
+        Column("kind", Enum("a", "5%", ":b", name="kind")),
+        CheckConstraint(r"note <> '5% \\:name'", name="ck_note"),
+    )
+    with database.engine().begin() as connection:
+        migrations = series(connection)
+        metadata.create_all(connection)
+        code = migrations.render()
+        metadata.drop_all(connection)
+        with Operations.context(MigrationContext.configure(connection)):
+            exec(code)  # noqa: S102 - the code under test
+        connection.execute(text("INSERT INTO notes (kind) VALUES ('5%')"))
+        assert connection.scalar(text("SELECT note FROM notes")) == "50% off :name"
+        assert migrations.render() == code
+
+
+def test_models_of_another_schema_are_compared(
+    series: Callable[..., Any], postgresql: Database
+) -> None:
+    """What was created in a schema that the models name is not created again."""
+    metadata = models()
+    Table("elsewhere", metadata, Column("id", Integer, primary_key=True), schema="other")
+    with postgresql.engine().begin() as connection:
+        connection.execute(text("CREATE SCHEMA other"))
+        migrations = series(connection)
+        migrations.create_all(metadata)
+        migrations.check(metadata)
+        assert migrations.apply(metadata) == []
+
+
+def test_busy_database_after_an_autocommit_block(project: Project, sqlite: Database) -> None:
+    """A run of which a part is committed waits where it is, and does not start anew."""
+    project.revision(
+        "r1",
+        f"""
+import sqlite3, threading
+op.create_table('t1', sa.Column('id', sa.Integer))
+with op.get_context().autocommit_block():
+    other = sqlite3.connect(
+        {sqlite.url.database!r}, isolation_level=None, check_same_thread=False
+    )
+    other.execute('BEGIN IMMEDIATE')
+    threading.Timer(0.3, other.close).start()
+op.create_table('t2', sa.Column('id', sa.Integer))
+""",
+    )
+    with sqlite.engine().connect() as connection:
+        load(project).Migrations(connection).upgrade()
+    assert sqlite.tables() == {"alembic_version", "t1", "t2"}
+
+
+def test_command_in_a_revision_is_refused(project: Project, sqlite: Database) -> None:
+    """A command that would wait for its own turn says so."""
+    project.revision("r1", "op.get_context().config.attributes['again']()")
+    with sqlite.engine().connect() as connection:
+        migrations = load(project).Migrations(connection)
+        migrations.config.attributes["again"] = migrations.current
+        with pytest.raises(CommandError, match="runs in this thread"):
+            migrations.upgrade()
+        assert migrations.current() == ()
+
+
 def test_sql_starts_from_the_databases_version(
     series: Callable[..., Any], database: Database
 ) -> None:
@@ -480,6 +565,41 @@ def test_waiting_thread_gives_up_its_turn(series: Callable[..., Any], database: 
 
     run_threads(first, second)
     assert database.versions() == {"r3"}
+
+
+def test_threads_that_wait_for_a_table_do_not_deadlock(
+    series: Callable[..., Any], project: Project, postgresql: Database
+) -> None:
+    """A command that waits for its turn gives up after lock_timeout, and the other goes on."""
+    project.revision("r4", "op.add_column('t1', sa.Column('name', sa.Text))", down="r3")
+    project.set(lock_timeout="1")
+    with postgresql.engine().begin() as connection:
+        series(connection).upgrade("r3")
+    reader_has_the_table = threading.Event()
+    errors: list[CommandError] = []
+
+    def writer() -> None:
+        assert reader_has_the_table.wait(30)
+        with postgresql.engine().begin() as connection:
+            series(connection).upgrade()  # waits for the table, with the turn
+
+    def reader() -> None:
+        with postgresql.engine().connect() as connection, connection.begin():
+            connection.execute(text("SELECT * FROM t1"))
+            migrations = series(connection)
+            reader_has_the_table.set()
+            threading.Event().wait(0.5)
+            try:
+                migrations.current()
+            except CommandError as error:
+                errors.append(error)
+
+    run_threads(writer, reader)
+    assert postgresql.versions() == {"r4"}
+    assert [str(error) for error in errors] == [
+        "A command of another thread or task has not ended in 1 seconds: end the transaction that "
+        "it may wait for, or raise lock_timeout."
+    ]
 
 
 def test_wait_ends_with_the_lock_timeout(

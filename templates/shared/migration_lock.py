@@ -106,17 +106,21 @@ class LockNotAvailable(CommandError):
         self.timeout = timeout
 
 
-def wait(take: Callable[[], bool], what: Callable[[], str], timeout: float) -> None:
+def wait(
+    take: Callable[[], bool], what: Callable[[], str], timeout: float, *, begun: bool = False
+) -> None:
     """Call `take` until it returns true, for `timeout` seconds; then raise LockNotAvailable.
 
     It polls: in PostgreSQL a statement that waits for a lock holds a snapshot, on which a
     CREATE INDEX CONCURRENTLY of the lock's holder would wait in turn. A series of commands that
-    takes turns with other threads waits by itself, after each try.
+    takes turns with other threads waits by itself, after each try, until its run has begun: from
+    then on it could not start anew, since a part may be committed.
     """
     deadline = time.monotonic() + timeout
     delay = 0.02
     while not take():
-        if time.monotonic() >= deadline or context.config.attributes.get("takes_turns"):
+        takes_turns = context.config.attributes.get("takes_turns") and not begun
+        if takes_turns or time.monotonic() >= deadline:
             raise LockNotAvailable(
                 f"Another process migrates this database: waited {timeout:g} seconds for {what()}; "
                 "run the command again when it has finished, or raise lock_timeout.",
@@ -150,11 +154,15 @@ def postgresql_lock(
     schema = migrations.version_table_schema or scalar(connection, "SELECT current_schema()")
     key = int.from_bytes(digest(schema, migrations)[:8], "big", signed=True)
 
+    # At AUTOCOMMIT the caller's transaction is none of the server's, and would hold no lock.
+    transaction = callers and not getattr(connection.connection, "autocommit", False)
+
     def take() -> bool:
-        if callers:
+        if transaction:
             return bool(scalar(connection, f"SELECT pg_try_advisory_xact_lock({key})"))
         taken = bool(scalar(connection, f"SELECT pg_try_advisory_lock({key})"))
-        connection.commit()
+        if not callers:
+            connection.commit()
         return taken
 
     def what() -> str:
@@ -174,8 +182,8 @@ def postgresql_lock(
     try:
         yield
     finally:
-        if not callers:
-            release(connection, f"SELECT pg_advisory_unlock({key})")
+        if not transaction:
+            release(connection, f"SELECT pg_advisory_unlock({key})", commit=not callers)
 
 
 @contextmanager
@@ -221,7 +229,7 @@ def mysql_version_is_settled(connection: Connection, migrations: MigrationContex
     try:
         connection.exec_driver_sql(f"SELECT version_num FROM {table} FOR UPDATE NOWAIT").all()
     except DBAPIError as error:
-        code = error.orig.args[0] if error.orig else None
+        code = getattr(error.orig, "errno", None) or (error.orig and error.orig.args[0])
         if code in {1205, 3572}:  # locked, in MariaDB's words and in MySQL's
             return False
         if code not in {1146, 1064}:  # no such table; MySQL before 8.0, which has no NOWAIT
@@ -308,9 +316,9 @@ def sqlite_lock(
     def hold() -> None:
         """Take the lock file, with the write lock held: no other run is between transactions."""
         if lock_file is not None and not held:
-            held.extend(lock(lock_file))
+            held.extend(take_lock_file(lock_file))
 
-    begun = False
+    begun = runs = False
 
     def begin(_: Connection) -> None:
         nonlocal begun
@@ -326,7 +334,7 @@ def sqlite_lock(
                 # A plain BEGIN of the application's own begin event, or of the driver.
                 connection.exec_driver_sql("COMMIT")
             if not autocommits:
-                wait(take, what, timeout)
+                wait(take, what, timeout, begun=runs)
 
     def check(_: Connection) -> None:
         if before is not None:
@@ -337,8 +345,17 @@ def sqlite_lock(
     @contextmanager
     def held_autocommit_block() -> Iterator[None]:
         hold()
+        driver = sqlite_driver(connection)
+        # With autocommit=False (Python 3.12) the isolation level has no effect.
+        implicit = getattr(driver, "autocommit", None) is False
         with autocommit_block():
-            yield
+            if implicit:
+                driver.autocommit = True
+            try:
+                yield
+            finally:
+                if implicit:
+                    driver.autocommit = False
         scalar(connection, "SELECT 1")  # the statement with which the next transaction begins
 
     enforced = scalar(connection, "PRAGMA foreign_keys")
@@ -349,7 +366,7 @@ def sqlite_lock(
             "Connection without a transaction, or one with PRAGMA foreign_keys = OFF."
         )
     with ExitStack() as stack:
-        stack.callback(unlock, held, lock_file)
+        stack.callback(drop_lock_file, held, lock_file)
         if not callers:
             connection.rollback()
             if enforced:
@@ -376,6 +393,7 @@ def sqlite_lock(
             hold()
         if runs_revisions(migrations):
             before = foreign_key_violations(connection)
+        runs = True
         yield
         if callers:
             check(connection)
@@ -388,10 +406,12 @@ def sqlite_driver(connection: Connection) -> Any:
 
 def sqlite_autocommits(connection: Connection) -> bool:
     """Tell whether a connection whose transaction has begun is at isolation level AUTOCOMMIT."""
+    driver = sqlite_driver(connection)
+    if getattr(driver, "autocommit", None) is True:  # Python 3.12: its commit() does nothing
+        return True
     level = connection.get_execution_options().get("isolation_level")
     if level is not None:
         return bool(level == "AUTOCOMMIT")
-    driver = sqlite_driver(connection)
     return driver.isolation_level is None and not driver.in_transaction
 
 
@@ -425,7 +445,7 @@ def sqlite_setting(connection: Connection, pragma: str) -> None:
             connection.exec_driver_sql("BEGIN")
 
 
-def lock(file: Path) -> list[sqlite3.Connection]:
+def take_lock_file(file: Path) -> list[sqlite3.Connection]:
     """Lock a file until its connection closes or its process ends; empty where another has it."""
     connection = sqlite3.connect(file, timeout=0, isolation_level=None, check_same_thread=False)
     try:
@@ -443,12 +463,12 @@ def is_locked(file: Path) -> bool:
     """Tell whether a living process holds the lock file; a killed one leaves it unlocked."""
     if not file.exists():
         return False
-    probe = lock(file)
-    unlock(probe, None)
+    probe = take_lock_file(file)
+    drop_lock_file(probe, None)
     return not probe
 
 
-def unlock(held: list[sqlite3.Connection], file: Path | None) -> None:
+def drop_lock_file(held: list[sqlite3.Connection], file: Path | None) -> None:
     """Remove the lock file, if this run holds it, and unlock it after: it is of no use by then."""
     for connection in held:
         with logged("remove the lock file"):
@@ -487,8 +507,11 @@ def foreign_key_violations(connection: Connection) -> Counter[str]:
         columns = ", ".join(quote(key[3]) for key in keys if key[0] == number)
         values = ""
         if rowid is not None:  # a table WITHOUT ROWID has none
+            info = connection.exec_driver_sql(f"PRAGMA table_info({quote(table)})")
+            names = {column[1].lower() for column in info}
+            alias = next(each for each in ("rowid", "_rowid_", "oid") if each not in names)
             row = connection.exec_driver_sql(
-                f"SELECT {columns} FROM {quote(table)} WHERE rowid = {rowid}"
+                f"SELECT {columns} FROM {quote(table)} WHERE {alias} = {rowid}"
             ).one()
             values = ", ".join(map(repr, row))
         found[f"{quote(table)} ({columns}) = ({values}) has no row in {quote(parent)}"] += 1

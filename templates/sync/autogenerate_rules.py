@@ -30,12 +30,16 @@ def hooks(
             raise CommandError(
                 f"Option autogenerate_rules names {name!r}: expected some of {', '.join(known)}."
             )
-    views = {
-        (table.schema, table.name)
+    tables = [
+        table
         for each in ([metadata] if isinstance(metadata, MetaData) else metadata or [])
         for table in each.tables.values()
-        if table.info.get("is_view")
-    }
+    ]
+    views = {(table.schema, table.name) for table in tables if table.info.get("is_view")}
+    schemas = {None, *(table.schema for table in tables)}
+
+    def include_name(name: str | None, type_: str, _parents: Any) -> bool:
+        return type_ != "schema" or name in schemas
 
     def include_object(
         item: Any, _name: str | None, type_: str, reflected: bool, compare_to: Any
@@ -55,6 +59,9 @@ def hooks(
                     rewrite(context, directives)
 
     return {
+        # Without it, each table of another schema that the models name would be created again.
+        "include_schemas": len(schemas) > 1,
+        "include_name": include_name,
         "include_object": include_object,
         "process_revision_directives": process_revision_directives,
     }
