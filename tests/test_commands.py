@@ -597,8 +597,10 @@ def test_threads_that_wait_for_a_table_do_not_deadlock(
     run_threads(writer, reader)
     assert postgresql.versions() == {"r4"}
     assert [str(error) for error in errors] == [
-        "A command of another thread or task has not ended in 1 seconds: end the transaction that "
-        "it may wait for, or raise lock_timeout."
+        (
+            "A command of another thread or task has not ended in 1 seconds: end the transaction "
+            "that it may wait for, or raise lock_timeout."
+        )
     ]
 
 
