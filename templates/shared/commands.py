@@ -302,7 +302,7 @@ def creations(tables: list[Table], context: MigrationContext) -> list[ops.Migrat
         for column in table.columns:
             kind = getattr(column.type, "item_type", column.type)
             if isinstance(kind, postgresql.ENUM):
-                create = postgresql.CreateEnumType(kind).compile(dialect=context.dialect)
+                create = cast(Any, postgresql.CreateEnumType)(kind).compile(dialect=context.dialect)
                 enums[f"{kind.schema}.{kind.name}"] = ops.ExecuteSQLOp(
                     as_text(unescaped(str(create).strip(), context))
                 )
