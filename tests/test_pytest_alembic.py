@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 from conftest import DRIVERS, Database, kind_of, render
 
-pytest.importorskip("pytest_alembic", reason="install pytest-alembic")
-
 BUILT_IN = {
     "single_head_revision",
     "upgrade",
