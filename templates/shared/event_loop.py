@@ -4,12 +4,19 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from sqlalchemy import URL, Connection, StaticPool
 
 if TYPE_CHECKING:  # it needs greenlet, which sync drivers do without
     from sqlalchemy.ext.asyncio import AsyncEngine
+
+
+def require_greenlet() -> None:
+    """Raise ImportError where greenlet is missing, which SQLAlchemy 2.0 would find out later."""
+    if find_spec("greenlet") is None:
+        raise ImportError("No module named 'greenlet'")
 
 
 def runs() -> bool:
