@@ -21,6 +21,7 @@ from alembic.config import Config
 from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, make_url, text
 
 from alembic_templates._catalog import templates_folder
+from alembic_templates._try import MODELS
 
 # Each database with its drivers, sync ones first.
 DRIVERS = {
@@ -42,25 +43,6 @@ if find_spec("greenlet") is None:  # without it there are no async drivers
     SUPPORTED = {"sync": SUPPORTED["sync"], "shared": SUPPORTED["sync"]}
 
 ROOT = Path(__file__).resolve().parent.parent
-
-MODELS = """
-from sqlalchemy import Column, ForeignKey, Integer, MetaData, String, Table
-
-metadata = MetaData()
-author = Table(
-    "author",
-    metadata,
-    Column("id", Integer, primary_key=True),
-    Column("name", String(50), nullable=False, index=True),
-)
-book = Table(
-    "book",
-    metadata,
-    Column("id", Integer, primary_key=True),
-    Column("author_id", ForeignKey("author.id", name="fk_book_author"), nullable=False),
-    Column("title", String(100)),
-)
-"""
 
 
 def kind_of(driver: str) -> str:

@@ -15,9 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import MODELS
-
-ROOT = Path(__file__).parents[1]
+from conftest import MODELS, ROOT
 
 pytestmark = pytest.mark.packaging
 

@@ -28,7 +28,7 @@ from alembic_templates.errors import TemplatesError
 
 T = TypeVar("T")
 
-_MODELS = """\
+MODELS = """\
 from sqlalchemy import Column, ForeignKey, Integer, MetaData, String, Table
 
 metadata = MetaData()
@@ -112,7 +112,7 @@ class _Trial:
     def render(self) -> None:
         with redirect_stdout(io.StringIO()):
             command.init(self.config(), str(self.migrations), template=str(self.template.folder))
-        (self.folder / "models.py").write_text(_MODELS, encoding="utf-8")
+        (self.folder / "models.py").write_text(MODELS, encoding="utf-8")
 
     def autogenerate(self) -> None:
         command.revision(self.config(), "create author and book", autogenerate=True)

@@ -252,7 +252,7 @@ class Migrations:
         finally:
             self.config.output_buffer = None
 
-    def lock_timeout(self) -> float:
+    def _lock_timeout(self) -> float:
         """Return the option of this name in seconds; env.py says what is wrong with a bad one."""
         try:
             return float(cast(Any, self.config.get_alembic_option("lock_timeout", "60")))
@@ -269,7 +269,7 @@ class Migrations:
         while True:
             try:
                 with (
-                    turn(self.connection, self.lock_timeout()),
+                    turn(self.connection, self._lock_timeout()),
                     attributes_set(self.config, attributes or {}),
                     EnvironmentContext(self.config, self.script, fn=work, **opts),
                 ):
