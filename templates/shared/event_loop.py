@@ -5,12 +5,14 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from sqlalchemy import URL, Connection, StaticPool
 
 if TYPE_CHECKING:  # it needs greenlet, which sync drivers do without
     from sqlalchemy.ext.asyncio import AsyncEngine
+
+T = TypeVar("T")
 
 
 def require_greenlet() -> None:
@@ -30,10 +32,10 @@ def runs() -> bool:
 
 def run(
     engine: "AsyncEngine",
-    work: Callable[[Connection], None],
+    work: Callable[[Connection], T],
     connection_errors: Callable[[URL], AbstractContextManager[None]],
-) -> None:
-    """Do some work on a connection of the engine, and leave no open one in its pool.
+) -> T:
+    """Return what some work on a connection of the engine gives, and leave no open one in its pool.
 
     Where an event loop runs in this thread, the work is done in another thread while this one
     waits. `connection_errors` words what is raised where no connection can be had.
@@ -42,14 +44,14 @@ def run(
     # loop, none is left to a later one. A StaticPool's one connection may be the database itself.
     pooled = not isinstance(engine.pool, StaticPool)
 
-    async def connect_and_work() -> None:
+    async def connect_and_work() -> T:
         if pooled:
             await engine.dispose(close=False)
         try:
             with connection_errors(engine.url):
                 connection = await engine.connect()
             try:
-                await connection.run_sync(work)
+                return await connection.run_sync(work)
             finally:
                 await connection.close()
         finally:
@@ -58,6 +60,5 @@ def run(
 
     if runs():
         with ThreadPoolExecutor(max_workers=1) as thread:
-            thread.submit(asyncio.run, connect_and_work()).result()
-    else:
-        asyncio.run(connect_and_work())
+            return thread.submit(asyncio.run, connect_and_work()).result()
+    return asyncio.run(connect_and_work())

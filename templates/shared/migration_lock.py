@@ -211,6 +211,8 @@ def mysql_lock(
 
     def what() -> str:
         thread = scalar(connection, f"SELECT IS_USED_LOCK('{name}')")
+        if not callers:
+            connection.commit()
         holder = f"connection {thread}" if thread else "a transaction that is not committed"
         return f"the lock {name} of {schema}.{migrations.version_table}, held by {holder}"
 
@@ -239,6 +241,8 @@ def mysql_version_is_settled(connection: Connection, migrations: MigrationContex
 
 def release(connection: Connection, unlock: str, *, commit: bool = True) -> None:
     """Give a lock back. Where that fails, the session must end, since a pool would keep it open."""
+    if connection.invalidated:
+        return  # the session has ended, and the lock with it
     with logged("release the migration lock"):
         try:
             released = scalar(connection, unlock)
@@ -280,8 +284,9 @@ def ddl_lock_timeout(connection: Connection, callers: bool, seconds: float) -> I
     try:
         yield
     finally:
-        with logged("put the lock timeout of DDL back"):
-            set_to(before)
+        if not connection.invalidated:
+            with logged("put the lock timeout of DDL back"):
+                set_to(before)
 
 
 @contextmanager

@@ -50,19 +50,28 @@ def option(name: str) -> Any:
         ) from None
 
 
+def setting(name: str) -> Any:
+    """Return the value of `-x name=value`, else of the option, None where neither is set."""
+    value = argument(name)
+    return option(name) if value is None else value
+
+
 def flag(name: str) -> bool:
     """Return an option that is true or false, and false where it is not set."""
-    value = str(option(name) or "false").lower()
-    if value not in {"true", "false"}:
-        raise CommandError(f"Option {name} is {value!r}: expected true or false.")
-    return value == "true"
+    return truth(name, option(name) or "false")
+
+
+def truth(name: str, value: Any) -> bool:
+    """Return what a setting says, true or false; false where it is None."""
+    text = "false" if value is None else str(value).lower()
+    if text not in {"true", "false"}:
+        raise CommandError(f"Option {name} is {text!r}: expected true or false.")
+    return text == "true"
 
 
 def seconds(name: str, default: float | None = None) -> float | None:
     """Return a number of seconds from `-x name=…` or the option, `default` where neither is set."""
-    value = argument(name)
-    if value is None:
-        value = option(name)
+    value = setting(name)
     if value is None:
         return default
     try:
@@ -74,17 +83,26 @@ def seconds(name: str, default: float | None = None) -> float | None:
     return number
 
 
-def database_url() -> URL:
-    """Return the URL of the database. Its errors never show it, since it holds a password."""
+def url_text() -> str | None:
+    """Return the URL of the database as it is written, None where it is not."""
     url = argument("url")
-    if url is None:
-        url = option("sqlalchemy.url") or os.environ.get("DATABASE_URL")
+    return option("sqlalchemy.url") or os.environ.get("DATABASE_URL") if url is None else url
+
+
+def database_url() -> URL:
+    """Return the URL of the database."""
+    url = url_text()
     if not url:
         raise CommandError(
             "No database URL: give -x url=…, set sqlalchemy.url in section "
             f"[{context.config.config_ini_section}] of the Alembic configuration, "
             "or set DATABASE_URL in the environment."
         )
+    return parsed(url)
+
+
+def parsed(url: str) -> URL:
+    """Return a URL from its text. Errors never show it, since it holds a password."""
     try:
         return make_url(url)
     except (ArgumentError, ValueError):
