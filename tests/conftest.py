@@ -36,11 +36,12 @@ SUPPORTED = {
     "sync": [drivers[0] for drivers in DRIVERS.values()],
     "asyncio": ["postgresql+psycopg", *(name for names in DRIVERS.values() for name in names[1:])],
     "shared": [driver for drivers in DRIVERS.values() for driver in drivers],
+    "multitenant": [driver for drivers in DRIVERS.values() for driver in drivers],
 }
 
 if find_spec("greenlet") is None:  # without it there are no async drivers
     DRIVERS = {kind: drivers[:1] for kind, drivers in DRIVERS.items()}
-    SUPPORTED = {"sync": SUPPORTED["sync"], "shared": SUPPORTED["sync"]}
+    SUPPORTED = dict.fromkeys(["sync", "shared", "multitenant"], SUPPORTED["sync"])
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -57,9 +58,12 @@ class Database:
     kind: str
     url: URL
 
-    def url_for(self, drivername: str) -> str:
-        """Return the URL for a driver, as users write it."""
-        return self.url.set(drivername=drivername).render_as_string(hide_password=False)
+    def url_for(self, drivername: str, template: str = "shared") -> str:
+        """Return the URL for a driver, as users write it for a template."""
+        url = self.url.set(drivername=drivername).render_as_string(hide_password=False)
+        if template == "multitenant" and self.kind == "sqlite":
+            return url.replace("test.db", "{tenant}.db")
+        return url
 
     @property
     def text(self) -> str:
@@ -213,10 +217,33 @@ def render(template: str, folder: Path) -> Project:
     return project
 
 
+def as_fleet(project: Project, database: Database) -> None:
+    """Let a `multitenant` project take a database for the place of its only tenant."""
+    if database.kind == "sqlite":
+        file = Path(str(database.url.database))
+        file.touch()
+        project.set(tenants=file.stem)
+    else:
+        project.set(tenants="public" if database.kind == "postgresql" else database.url.database)
+
+
 @pytest.fixture(scope="session")
 def rendered(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """The `shared` environment as rendered once, for the tests to copy."""
     return render("shared", tmp_path_factory.mktemp("rendered"))
+
+
+def copied(source: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Project]:
+    """Copy a rendered environment to a folder of its own, without a database URL."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delenv("DATABASE_URL", raising=False)
+    folder = tmp_path / "project"
+    shutil.copytree(source.folder, folder)
+    yield Project(folder, {**source.env, "HOME": str(folder)})
+    # The next test has a models.py of its own.
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", None)).startswith(str(tmp_path)):
+            del sys.modules[name]
 
 
 @pytest.fixture
@@ -224,15 +251,21 @@ def project(
     rendered: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Project]:
     """The `shared` environment in a folder of its own, without a database URL."""
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.delenv("DATABASE_URL", raising=False)
-    folder = tmp_path / "project"
-    shutil.copytree(rendered.folder, folder)
-    yield Project(folder, {**rendered.env, "HOME": str(folder)})
-    # The next test has a models.py of its own.
-    for name, module in list(sys.modules.items()):
-        if str(getattr(module, "__file__", None)).startswith(str(tmp_path)):
-            del sys.modules[name]
+    yield from copied(rendered, tmp_path, monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def rendered_fleet(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The `multitenant` environment as rendered once, for the tests to copy."""
+    return render("multitenant", tmp_path_factory.mktemp("rendered_fleet"))
+
+
+@pytest.fixture
+def fleet_project(
+    rendered_fleet: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Project]:
+    """The `multitenant` environment in a folder of its own, without a database URL."""
+    yield from copied(rendered_fleet, tmp_path, monkeypatch)
 
 
 def skip(reason: str) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import psycopg
 import pymysql
 import pytest
-from conftest import ROOT, SUPPORTED, Database, kind_of, render
+from conftest import ROOT, SUPPORTED, Database, as_fleet, kind_of, render
 from pymysql.constants import CLIENT
 from sqlalchemy import inspect
 
@@ -75,7 +75,9 @@ def test_round(template: str, driver: str, tmp_path: Path, request: pytest.Fixtu
     """From an empty database and back, with the schema asserted at each step; offline the same."""
     database: Database = request.getfixturevalue(kind_of(driver))
     project = render(template, tmp_path / "project")
-    url = ("-x", f"url={database.url_for(driver)}")
+    url = ("-x", f"url={database.url_for(driver, template)}")
+    if template == "multitenant":
+        as_fleet(project, database)
     assert "New upgrade operations detected" in project.alembic(*url, "check", ok=False).stderr
     assert database.tables() == set()
     project.alembic(*url, "revision", "--autogenerate", "-m", "one")

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import DRIVERS, Database, kind_of, render
+from conftest import DRIVERS, Database, as_fleet, kind_of, render
 
 BUILT_IN = {
     "single_head_revision",
@@ -40,7 +40,7 @@ def alembic_engine():
 
 PAIRS = [
     pytest.param(template, driver, id=f"{template}-{driver}")
-    for template in ("sync", "asyncio", "shared")
+    for template in ("sync", "asyncio", "shared", "multitenant")
     for drivers in DRIVERS.values()
     for driver in drivers
     # `sync` refuses an async engine, and the sync engine of an async driver does not exist.
@@ -56,7 +56,10 @@ def test_built_in_and_experimental_tests_pass(
     kind = kind_of(driver)
     database: Database = request.getfixturevalue(kind)
     project = render(template, tmp_path / "project")
-    sync_url = database.text if template != "asyncio" else database.url_for(DRIVERS[kind][1])
+    sync_driver = DRIVERS[kind][1] if template == "asyncio" else database.url.drivername
+    sync_url = database.url_for(sync_driver, template)
+    if template == "multitenant":
+        as_fleet(project, database)
     project.alembic("-x", f"url={sync_url}", "revision", "--autogenerate", "-m", "one")
     project.revision(
         "second",

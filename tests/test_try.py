@@ -198,6 +198,7 @@ def test_try_passes_on_each_driver(
         pytest.param("sync", "sqlite", id="sync"),
         pytest.param("asyncio", "sqlite+aiosqlite", id="asyncio"),
         pytest.param("shared", "sqlite", id="shared"),
+        pytest.param("multitenant", "sqlite", id="multitenant"),
     ],
 )
 def test_try_needs_no_url(trial: Trial, template: str, driver: str) -> None:

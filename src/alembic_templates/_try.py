@@ -53,29 +53,47 @@ def try_template(template: Template, *, url: str | None, keep: Path | None) -> N
     """Render a template, migrate with it on the database of `url`, and print each step.
 
     It works in a schema of its own on PostgreSQL, in a database of its own on MySQL and MariaDB and
-    in a file of its own on SQLite, and removes it at the end, also when it is interrupted. `keep`
+    in a file of its own on SQLite (two of them for a fleet of two tenants), and removes them at
+    the end, also when it is interrupted. `keep`
     names a new folder for the environment, which is scratch otherwise. Raises TemplatesError for
     the first step that fails.
     """
     default = "sqlite+aiosqlite://" if template.name == "asyncio" else "sqlite://"
+    unique = f"alembic_templates_try_{uuid.uuid4().hex[:12]}"
+    fleet = [f"{unique}_{number}" for number in (1, 2)] if template.name == "multitenant" else []
     with (
         warnings.catch_warnings(),
         _terminable(),
         _scratch(keep) as folder,
-        _own_place(_parsed(default if url is None else url), folder) as place,
+        _own_places(_parsed(default if url is None else url), folder, fleet or [unique]) as places,
     ):
         warnings.simplefilter("ignore")  # some drivers pass on each note of the server
-        _Trial(template, folder, place).run()
+        _Trial(template, folder, places, fleet).run()
 
 
 class _Trial:
-    """One environment on one database, and the steps that prove it."""
+    """One environment, and the steps that prove it on one database, or on each tenant's of a fleet."""
 
-    def __init__(self, template: Template, folder: Path, url: URL) -> None:
+    def __init__(
+        self, template: Template, folder: Path, places: list[URL], fleet: list[str]
+    ) -> None:
         self.template = template
         self.folder = folder
-        self.url = url
+        self.places = places
+        self.fleet = fleet
         self.migrations = folder / "migrations"
+
+    @property
+    def url(self) -> URL:
+        """The URL of the database, or of the fleet, whose name a file's stands for {tenant}."""
+        url = self.places[0]
+        if self.fleet and url.get_backend_name() == "sqlite":
+            return url.set(database=str(self.folder / "{tenant}.db"))
+        return url
+
+    def tables(self) -> set[str]:
+        """Return the tables, those that each tenant has where they are a fleet."""
+        return set.intersection(*(_on(place, _tables) for place in self.places))
 
     def run(self) -> None:
         began = time.monotonic()
@@ -87,7 +105,7 @@ class _Trial:
             ("a series in a caller's transaction", self.series),
             ("downgrade", self.downgrade),
         ]
-        print(f"{self.template.name} on {self.url.drivername}")
+        print(f"{self.template.name} on {self.places[0].drivername}")
         for name, step in steps:
             start = time.monotonic()
             print(f"  {name:36}", end="", flush=True)
@@ -103,9 +121,11 @@ class _Trial:
         config = Config(self.folder / "alembic.ini", cmd_opts=Namespace(quiet=True, x=None))
         if connection is not None:
             config.attributes["connection"] = connection
+            config.attributes["tenant"] = self.fleet[:1] or None
         # The URL goes by way of the Config: a password must not stay in a kept folder.
-        url = self.url.render_as_string(hide_password=False)
-        config.set_main_option("sqlalchemy.url", url.replace("%", "%%"))
+        text = self.url.render_as_string(hide_password=False)
+        config.set_main_option("tenants", " ".join(self.fleet))
+        config.set_main_option("sqlalchemy.url", text.replace("%", "%%"))
         config.set_main_option("target_metadata", "models:metadata")
         return config
 
@@ -120,7 +140,7 @@ class _Trial:
 
     def upgrade(self) -> None:
         command.upgrade(self.config(), "head")
-        _expect(_on(self.url, _tables) >= _TABLES, f"the tables {sorted(_TABLES)}")
+        _expect(self.tables() >= _TABLES, f"the tables {sorted(_TABLES)}")
 
     def check(self) -> None:
         command.check(self.config())
@@ -133,19 +153,21 @@ class _Trial:
             command.check(self.config(connection))
             command.downgrade(self.config(connection), "base")
 
-        if self.url.get_backend_name() not in {"sqlite", "postgresql"}:
+        place = self.places[0]
+        if place.get_backend_name() not in {"sqlite", "postgresql"}:
             # Each DDL statement commits, so a rollback has nothing to undo.
-            _on(self.url, commands)
+            _on(place, commands)
             command.upgrade(self.config(), "head")
             return "ok, without a rollback"
-        _on(self.url, commands, rollback=True)
-        _expect(_on(self.url, _tables) >= _TABLES, "the tables after the rollback")
+        _on(place, commands, rollback=True)
+        _expect(self.tables() >= _TABLES, "the tables after the rollback")
         command.check(self.config())
         return "ok, rolled back, nothing stayed"
 
     def downgrade(self) -> None:
         command.downgrade(self.config(), "base")
-        _expect(not _on(self.url, _tables) & _TABLES, "no tables after the downgrade")
+        left = [_on(place, _tables) & _TABLES for place in self.places]
+        _expect(not any(left), "no tables after the downgrade")
 
 
 def _expect(true: bool, what: str) -> None:
@@ -239,19 +261,21 @@ def _handled_by(handler: Callable[[int, FrameType | None], None], *names: str) -
 
 
 @contextmanager
-def _own_place(url: URL, folder: Path) -> Iterator[URL]:
-    """Make a place of our own where the URL leads, give the URL that leads there, and remove it."""
-    name = f"alembic_templates_try_{uuid.uuid4().hex[:12]}"
+def _own_places(url: URL, folder: Path, names: list[str]) -> Iterator[list[URL]]:
+    """Make places of these names where the URL leads, give URLs that lead there, and remove them."""
     backend = url.get_backend_name()
     if backend == "sqlite":
-        yield url.set(database=str(folder / "try.db"))
+        files = [folder / f"{name}.db" for name in names]
+        for file in files:
+            file.touch()
+        yield [url.set(database=str(file)) for file in files]
         return
     if backend == "postgresql":
-        made, removed = f"CREATE SCHEMA {name}", f"DROP SCHEMA IF EXISTS {name} CASCADE"
-        place = _with_search_path(url, name)
+        made, removed = "CREATE SCHEMA", "DROP SCHEMA IF EXISTS {} CASCADE"
+        places = [_with_search_path(url, name) for name in names]
     elif backend in {"mysql", "mariadb"}:
-        made, removed = f"CREATE DATABASE {name}", f"DROP DATABASE IF EXISTS {name}"
-        place = url.set(database=name)
+        made, removed = "CREATE DATABASE", "DROP DATABASE IF EXISTS {}"
+        places = [url.set(database=name) for name in names]
     else:
         raise TemplatesError(
             f"Nothing can be tried on {backend}: expected SQLite, PostgreSQL, MySQL or MariaDB."
@@ -260,15 +284,20 @@ def _own_place(url: URL, folder: Path) -> Iterator[URL]:
     def make(connection: Connection) -> None:
         # Once sent, the statement may be carried out whatever becomes of the connection.
         with _undisturbed():
-            connection.exec_driver_sql(made)
+            for name in names:
+                connection.exec_driver_sql(f"{made} {name}")
             connection.commit()
 
     def remove() -> str | None:
+        statements = [removed.format(name) for name in names]
         try:
             with _undisturbed():
-                _on(url, lambda connection: connection.exec_driver_sql(removed))
+                _on(url, lambda connection: [*map(connection.exec_driver_sql, statements)])
         except Exception as error:  # noqa: BLE001 - whatever it is, the user has to know
-            return f"{name} could not be removed ({_first_line(error)}): run {removed} yourself."
+            return (
+                f"{', '.join(names)} could not be removed ({_first_line(error)}): run "
+                f"{'; '.join(statements)} yourself."
+            )
         return None
 
     try:
@@ -277,13 +306,13 @@ def _own_place(url: URL, folder: Path) -> Iterator[URL]:
         raise TemplatesError(
             f"Cannot work on database {url.database!r} on {url.host or 'this host'} with "
             f"{url.drivername} ({_first_line(error)}): check the URL, its driver, and that its "
-            f"user may {made.rpartition(' ')[0]}."
+            f"user may {made}."
         ) from error
     except BaseException:
         remove()
         raise
     try:
-        yield place
+        yield places
     except BaseException:
         left = remove()
         if left:
