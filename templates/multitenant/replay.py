@@ -91,8 +91,9 @@ def render(
             """Take a statement as Alembic would run it; its own output changes tabs in literals."""
             script[-1].append(rendered(construct, connection))
 
-        # The version table is there when the script runs.
+        # The version table is there when the script runs, and stays; Alembic 1.16 would drop it.
         migrations._version.create = lambda *_, **__: None  # type: ignore[method-assign]
+        migrations._version.drop = lambda *_, **__: None  # type: ignore[method-assign]
         migrations.impl._exec = execute  # type: ignore[method-assign]
         offline: Any = Offline(migrations.connection)
         migrations.connection = migrations.impl.connection = offline
