@@ -1302,3 +1302,74 @@ def test_lost_connection_is_reported_as_what_it_was(schemas: Fleet) -> None:
     ):
         schemas.series(connection, "a").upgrade()
     assert schemas.catalog() == {"a": set()}
+
+
+@pytest.mark.parametrize(
+    ("insert", "said"),
+    [
+        ("op.bulk_insert(t, [{'id': 1, 'at': dt.datetime(2020, 1, 1, tzinfo=zone)}])", "datetime"),
+        ("op.bulk_insert(t, [{'id': 1, 'raw': b'%x'}])", "bytes for LargeBinary"),
+        ("op.bulk_insert(t, [{'id': 1, 'doc': None}])", "NoneType for JSON"),
+        ("op.bulk_insert(t, [{'id': 1, 'kind': None}])", "NoneType for Kind"),
+        ("op.execute(t.insert().values(id=1))", "a default of Python"),
+        ("helper(context)", "is_offline_mode"),
+    ],
+)
+def test_replay_of_one_value(fleet: Fleet, insert: str, said: str) -> None:
+    """Each value and question that replay would get wrong is found by itself, and the rows are right."""
+    names = a, b = fleet.names("a", "b")
+    fleet.list(*names)
+    fleet.create(*names)
+    fleet.project.revision(
+        "c3",
+        f"""
+        import datetime as dt
+        from who import Kind, helper
+        zone = dt.timezone(dt.timedelta(hours=5))
+        default = dict(default=lambda: "made") if "values" in {insert!r} else {{}}
+        t = op.create_table("t", sa.Column("id", sa.Integer, primary_key=True),
+                            sa.Column("at", sa.DateTime), sa.Column("raw", sa.LargeBinary),
+                            sa.Column("doc", sa.JSON), sa.Column("kind", Kind(20)),
+                            sa.Column("by", sa.String(20), **default))
+        {insert}
+        """,
+        down="b2",
+    )
+    with (fleet.project.folder / "who.py").open("a") as who:
+        who.write(
+            "\nfrom sqlalchemy import String, TypeDecorator\nfrom alembic import op\n\n"
+            "class Kind(TypeDecorator):\n    impl = String\n    cache_ok = True\n"
+            "    def process_bind_param(self, value, dialect):\n        return value or 'empty'\n\n"
+            "def helper(context):\n    if not context.is_offline_mode():\n"
+            "        op.execute('INSERT INTO t (id) VALUES (7)')\n"
+        )
+    fleet.upgrade(f"tenant={a}")
+    done = fleet.alembic("-x", "replay=true", "upgrade", "head")
+    assert said in next(line for line in done.stderr.splitlines() if "nothing is replayed" in line)
+    assert fleet.rows(b, "t") == fleet.rows(a, "t") != []
+
+
+def test_replay_takes_no_text_for_a_parameter(fleet: Fleet) -> None:
+    """A colon that the ordinary way takes for a parameter fails in replay as well."""
+    (a,) = fleet.names("a")
+    fleet.list(a)
+    fleet.create(a)
+    fleet.project.revision(
+        "c3", "op.execute('INSERT INTO author VALUES (1, \\'{\"b\":true}\\')')", down="b2"
+    )
+    summary, errors = fleet.failing("replay=true")
+    assert summary == "0 upgraded, 0 current, 1 failed"
+    assert "bind parameter 'true'" in errors
+
+
+def test_questions_about_several_tenants(schemas: Fleet) -> None:
+    """What is known of one tenant at a time is refused where several are meant."""
+    schemas.list("a", "b")
+    schemas.create("a", "b")
+    with schemas.database.engine().connect() as connection:
+        series = schemas.series(connection, "a", "b")
+        series.upgrade()
+        for ask in (series.current, series.at_head, series.sql):
+            with pytest.raises(CommandError, match="2 tenants are meant, and what is asked for"):
+                ask()
+        assert schemas.series(connection, "b").at_head()

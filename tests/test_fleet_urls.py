@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from alembic.command import upgrade
+from alembic.util import CommandError
 from conftest import DRIVERS, Database, Project, kind_of
 from sqlalchemy import URL
 
@@ -462,3 +464,47 @@ def test_more_jobs_than_connections(servers: tuple[Project, str, list[Database]]
     done = project.alembic("-x", "jobs=160", "upgrade", "head", ok=False)
     assert done.stdout.startswith("FAILED: 160 jobs need 160 connections, and the server has ")
     assert [database.tables() for database in databases] == [set(), set()]
+
+
+def test_connection_to_another_tenant(files: Project) -> None:
+    """A connection to one tenant's database is refused for another tenant, and for several."""
+    for tenant in ("ant", "bee"):
+        at(files, tenant).run("CREATE TABLE mine (id INTEGER)")
+    with at(files, "ant").engine().connect() as connection:
+        for given, said in (
+            ("bee", "The connection leads to database"),
+            (
+                ["ant", "bee"],
+                "2 tenants are named, and the connection leads to the database of one",
+            ),
+        ):
+            with pytest.raises(CommandError, match=said):
+                upgrade(files.config(connection=connection, tenant=given), "head")
+        assert at(files, "ant").tables() == {"mine"}
+        upgrade(files.config(connection=connection, tenant="ant"), "head")
+    assert at(files, "ant").versions() == {"b2"}
+    assert at(files, "bee").tables() == {"mine"}
+
+
+@pytest.mark.parametrize(
+    ("driver", "name"),
+    [
+        ("postgresql+psycopg", "template1"),
+        ("postgresql+psycopg", "postgres"),
+        ("mysql+pymysql", "MySQL"),
+    ],
+)
+def test_no_tenant_in_databases_of_the_server(files: Project, driver: str, name: str) -> None:
+    """The databases of the server itself are refused, before anything is connected."""
+    url = f"url={driver}://nobody@nowhere.invalid/{{tenant}}"
+    said = refusal(files, "-x", url, "-x", f"tenant={name}", "upgrade", "head")
+    assert said == f"The name {name!r} cannot be a tenant's: it is the server's own."
+
+
+def test_file_uri_that_does_not_exist(files: Project) -> None:
+    """A missing SQLite file of a file: URI is missing as well, and is not created by a look at it."""
+    files.set(sqlalchemy__url="sqlite:///file:%(here)s/data/{tenant}.db?uri=true", tenants="cat")
+    assert "cat: missing (unknown)" in files.alembic("current").stdout
+    for args in (["upgrade", "head"], ["check"]):
+        assert "Traceback" not in files.alembic(*args, ok=False).stderr
+    assert made(files) == set()

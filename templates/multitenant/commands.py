@@ -157,7 +157,8 @@ class Migrations:
             context._ensure_version_table()
             return self.script._stamp_revs("heads", current)
 
-        self._run(create, destination_rev="heads", dont_mutate=True)
+        attributes = {"target_metadata": metadata}
+        self._run(create, attributes, destination_rev="heads", dont_mutate=True)
 
     def apply(self, metadata: MetaData) -> list[Any]:
         """Make the database agree with the models, without a revision file.

@@ -93,7 +93,7 @@ def run_tenant(connection: Connection, task: Any, *, put_back: bool = False) -> 
                 replay.run(connection, task.script, task.schema)
                 return True
             context.run_migrations()
-    return bool(applied)
+    return bool(applied) or task.missing or migrations.purge
 
 
 def fleet_of(given: Any) -> Any:

@@ -15,7 +15,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script.revision import MultipleHeads, ResolutionError
 from alembic.util import CommandError, load_python_file
 from sqlalchemy import URL, Connection
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 here = Path(__file__).parent
 settings = load_python_file(here, "migration_settings.py")
@@ -77,7 +77,7 @@ def on_server(fleet: Fleet, work: Callable[[Connection | None], None]) -> None:
         return
     url = settings.option("tenants_url")
     if url and names.asks_database(settings.option("tenants")):
-        fleet.on_engine(settings.parsed(url), work)
+        fleet.on_engine(settings.parsed(url, "Option tenants_url"), work)
     else:
         work(None)
 
@@ -111,9 +111,8 @@ def find(fleet: Fleet, connection: Connection | None, *, versions: bool) -> list
 def look_by_url(fleet: Fleet, tenant: str, *, versions: bool) -> Any:
     """Return a tenant that has a database of its own."""
     url = names.url_of(tenant, fleet.url)
-    file = str(url.database)
-    is_file = url.get_backend_name() == "sqlite" and not file.startswith("file:")
-    task = runs.Task(tenant, missing=is_file and not Path(file).is_file())
+    file = str(url.database).removeprefix("file:").partition("?")[0]
+    task = runs.Task(tenant, missing=url.get_backend_name() == "sqlite" and not is_file(file))
     if task.missing or not versions:
         return task
 
@@ -126,6 +125,14 @@ def look_by_url(fleet: Fleet, tenant: str, *, versions: bool) -> Any:
     except (CommandError, SQLAlchemyError) as error:  # the others go on; its run will say it too
         log.warning("Tenant %r: %s", tenant, runs.described(error))
         return task
+
+
+def is_file(path: str) -> bool:
+    """Tell whether there is a file; a name that is too long has none."""
+    try:
+        return Path(path).is_file()
+    except OSError:
+        return False
 
 
 def migrate(fleet: Fleet, *, jobs: int, fail_fast: bool, replays: bool) -> None:
@@ -261,9 +268,16 @@ def read(fleet: Fleet, connection: Connection | None) -> None:
         del tasks[1:]
     for task in tasks:
         if task.missing:
-            raise CommandError(f"Tenant {task.tenant!r} failed: {MISSING}.")
+            raise CommandError(
+                f"Tenant {task.tenant!r} has no schema or database yet: name another, or create it "
+                "by `alembic -x tenant=… -x create=true upgrade head`."
+            )
         if fleet.by_url:
-            run_by_url(fleet, task)
+            try:
+                run_by_url(fleet, task)
+            except DBAPIError as error:
+                reason = runs.described(error)
+                raise CommandError(f"Tenant {task.tenant!r} failed: {reason}.") from error
         else:
             fleet.run_tenant(connection, task, put_back=True)
     if command() == "check" and settings.option("tenants"):
@@ -330,6 +344,8 @@ def run_given(fleet: Fleet, connection: Connection) -> None:
     has begun, the first that fails ends the run, since the database may have ended the transaction.
     """
     if fleet.by_url:
+        if fleet.given is not None:
+            check_given(fleet, connection)
         fleet.run_tenant(connection, runs.Task("", timeout=fleet.lock_timeout))
         return
     callers = connection.in_transaction()
@@ -349,7 +365,12 @@ def run_given(fleet: Fleet, connection: Connection) -> None:
     upgrades = function.startswith(("upgrade.", "Migrations.upgrade.", "Migrations.create_all."))
     if fleet.given and upgrades and not names.several(fleet.given):
         fleet = replace(fleet, creates=True)
-    tasks = find(fleet, connection, versions=False)[: 1 if reads else None]
+    tasks = find(fleet, connection, versions=False)
+    if reads and len(tasks) > 1:
+        raise CommandError(
+            f"{len(tasks)} tenants are meant, and what is asked for is known of one at a time: name "
+            'it in Migrations(connection, tenant=[name]) or Config.attributes["tenant"].'
+        )
     run = runs.Run(DONE.get(command(), "migrated"), fleet.lock_timeout, fail_fast=False)
 
     def run_tenant(task: Any) -> bool:
@@ -365,6 +386,21 @@ def run_given(fleet: Fleet, connection: Connection) -> None:
             run.record(runs.attempt(last, run_tenant))
     if run.counts:
         runs.report(run, by_command=False)
+
+
+def check_given(fleet: Fleet, connection: Connection) -> None:
+    """Raise CommandError where a connection to a tenant's database is not to the one that is named."""
+    option = settings.option("tenants")
+    wanted = names.chosen(fleet.given, option, lambda: names.listed(option, connection))
+    names.check(wanted, fleet.url.get_backend_name(), fleet.url)
+    if len(wanted) != 1:
+        raise CommandError(
+            f"{len(wanted)} tenants are named, and the connection leads to the database of one: "
+            "name one, or pass no connection."
+        )
+    template = settings.url_text()
+    if "{tenant}" in (template or ""):
+        names.check_place(wanted[0], settings.parsed(template), connection.engine.url)
 
 
 def write_scripts(

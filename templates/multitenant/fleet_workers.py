@@ -23,7 +23,7 @@ log = logging.getLogger("alembic.env")
 def number_of_jobs(value: Any) -> int:
     """Return the number of worker processes from its setting, 1 where it is not set."""
     try:
-        jobs = 1 if value is None else int(value)
+        jobs = 1 if value is None else int(str(value))
     except (TypeError, ValueError):
         jobs = 0
     if jobs < 1:

@@ -17,7 +17,7 @@ from typing import Any
 
 from alembic import context
 from alembic.util import CommandError
-from sqlalchemy import JSON, Connection, TypeDecorator, text
+from sqlalchemy import JSON, Connection, Dialect, TypeDecorator, text
 from sqlalchemy.engine import AdaptedConnection
 from sqlalchemy.schema import DDLElement
 
@@ -41,6 +41,11 @@ class Offline:
         self._mock = mock
         self._asked: list[str] = []
 
+    def is_offline_mode(self) -> bool:
+        """Stand in for the question of a revision, or of what it calls."""
+        self._asked.append("is_offline_mode")
+        return True
+
     def __getattr__(self, name: str) -> Any:
         if name not in {"dialect", "_run_ddl_visitor"}:
             self._asked.append(name)
@@ -63,6 +68,7 @@ def render(
     # Alembic keeps the options of all contexts in one dict, and would take these for the next one's.
     opts = context.get_context().opts
     before = dict(opts)
+    is_offline_mode = context.is_offline_mode
     script: Script = []
     step = "the command"
 
@@ -89,7 +95,7 @@ def render(
 
         def execute(construct: Any, *_options: Any, **_more: Any) -> None:
             """Take a statement as Alembic would run it; its own output changes tabs in literals."""
-            script[-1].append(rendered(construct, connection))
+            script[-1].append(rendered(construct, connection.dialect))
 
         # The version table is there when the script runs, and stays; Alembic 1.16 would drop it.
         migrations._version.create = lambda *_, **__: None  # type: ignore[method-assign]
@@ -97,16 +103,19 @@ def render(
         migrations.impl._exec = execute  # type: ignore[method-assign]
         offline: Any = Offline(migrations.connection)
         migrations.connection = migrations.impl.connection = offline
+        context.is_offline_mode = offline.is_offline_mode
         for each in migrations.opts["fn"](heads, migrations):
             step = each.short_log
             refuse_branches(Path(each.revision.path))
         context.run_migrations()
         if offline._asked:
-            raise CommandError(f"a revision asks the connection for {offline._asked[0]}")
+            raise CommandError(f"a revision asks for {offline._asked[0]}")
     except Exception as error:
         kind = "" if isinstance(error, CommandError) else f"{type(error).__name__}: "
-        raise CommandError(f"{step}: {kind}{error}") from error
+        reason = str(error).strip().partition("\n")[0].rstrip(".")
+        raise CommandError(f"{step}: {kind}{reason}") from error
     finally:
+        context.is_offline_mode = is_offline_mode
         opts.clear()
         opts.update(before)
     return script
@@ -119,35 +128,44 @@ def refuse_branches(file: Path) -> None:
         raise CommandError(f"it uses {found[0]}")
 
 
-def rendered(construct: Any, connection: Connection) -> str:
+def exact_compiler(dialect: Dialect) -> Any:
+    """Return the dialect's compiler of statements, which here refuses values that it would change."""
+    base: Any = dialect.statement_compiler
+
+    def render_literal_bindparam(self: Any, bind: Any, **options: Any) -> Any:
+        refuse_value(bind, dialect.name)
+        return base.render_literal_bindparam(self, bind, **options)
+
+    return type("ExactCompiler", (base,), {"render_literal_bindparam": render_literal_bindparam})
+
+
+def rendered(construct: Any, dialect: Dialect) -> str:
     """Return a statement with its values in it; raise CommandError where they would not be the same."""
     construct = text(construct) if isinstance(construct, str) else construct
     if isinstance(construct, DDLElement):
-        statement = str(construct.compile(dialect=connection.dialect))
+        compiled: Any = construct.compile(dialect=dialect)
     else:
-        compiled: Any = construct.compile(dialect=connection.dialect)
+        literals = {"literal_binds": True}
+        compiled = exact_compiler(dialect)(dialect, construct, compile_kwargs=literals)
         if getattr(compiled, "insert_prefetch", ()) or getattr(compiled, "update_prefetch", ()):
             raise CommandError("it inserts or updates a column with a default of Python")
-        for bind in compiled.binds.values():
-            refuse_value(bind, connection.dialect.name)
-        literals = {"literal_binds": True}
-        statement = str(construct.compile(dialect=connection.dialect, compile_kwargs=literals))
+    statement = str(compiled).strip()
     if statement.count(PLACE) != statement.count(f"{PLACE}."):
         raise CommandError(f"it uses the name of the tenant's schema in {statement!r}")
-    return statement.strip()
+    return statement
 
 
 def refuse_value(bind: Any, dialect: str) -> None:
     """Raise CommandError for a value that may be another one when it is written as a literal."""
     value = bind.effective_value
-    if value is None or (isinstance(bind.type, JSON) and isinstance(value, dict | list)):
-        return
+    if bind.required and value is None:
+        raise CommandError(f"it gives no value to the parameter {bind.key}")
     values = value if bind.expanding and isinstance(value, list | tuple) else [value]
     has_zone = dialect == "postgresql" and getattr(bind.type, "timezone", False)
     for each in values:
         if (
-            not isinstance(each, LITERALS)
-            or isinstance(bind.type, TypeDecorator)
+            isinstance(bind.type, TypeDecorator | JSON)
+            or not (each is None or isinstance(each, LITERALS))
             or (isinstance(each, float | decimal.Decimal) and not math.isfinite(each))
             or (getattr(each, "tzinfo", None) is not None and not has_zone)
         ):

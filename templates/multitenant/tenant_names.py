@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from importlib import import_module
 from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
 from alembic.util import CommandError
@@ -20,6 +21,7 @@ SYSTEM = {
     "mysql": {"information_schema", "mysql", "performance_schema", "sys"},
 }
 SYSTEM["mariadb"] = SYSTEM["mysql"]
+DATABASES = {**SYSTEM, "postgresql": {"postgres", "template0", "template1"}}
 
 
 def asks_database(option: Any) -> bool:
@@ -49,8 +51,10 @@ def listed(option: Any, connection: Connection | None) -> list[str]:
             "Option tenants is not set: expected names separated by spaces, a SELECT statement, or "
             "package.module:function, called with a connection."
         )
-    if not isinstance(option, str):
-        names = list(option)
+    if not isinstance(option, str | list):
+        raise CommandError(f"Option tenants is {option!r}: expected text or a list of names.")
+    if isinstance(option, list):
+        names = option
     elif not asks_database(option):
         names = option.split()
     elif connection is None:
@@ -165,11 +169,16 @@ def check(names: Iterable[str], dialect: str, url: URL | None) -> None:
 
 def fault(name: str, dialect: str) -> str | None:
     """Say why a name cannot be that of a schema, or of a database addressed by USE."""
-    if name.lower() in SYSTEM.get(dialect, ()) or (dialect == "postgresql" and name[:3] == "pg_"):
+    if is_servers_own(name, dialect, SYSTEM) or (dialect == "postgresql" and name[:3] == "pg_"):
         return "it is the server's own"
     if dialect == "postgresql" and name == "$user":
         return "on a search path it means the name of the user"
     return fault_of_any(name, dialect)
+
+
+def is_servers_own(name: str, dialect: str, known: dict[str, set[str]]) -> bool:
+    """Tell whether a schema or a database is one of those that come with the server."""
+    return (name if dialect == "postgresql" else name.lower()) in known.get(dialect, ())
 
 
 def fault_of_any(name: str, dialect: str) -> str | None:
@@ -194,6 +203,8 @@ def fault_in_url(name: str, url: URL) -> str | None:
     filled = url_of(name, url)
     if url.get_backend_name() == "sqlite" and filled.database == ":memory:":
         return "SQLite takes it for a database in memory"
+    if is_servers_own(filled.database or "", url.get_backend_name(), DATABASES):
+        return "it is the server's own"
     for part in (filled.database, filled.username):
         reason = fault_of_any(part or "", url.get_backend_name())
         if reason:
@@ -224,6 +235,19 @@ def in_url(url: URL) -> bool:
 def leads_to_tenant(url: URL, configured: str | None) -> bool:
     """Tell whether a connection of the caller leads to a tenant's own database."""
     return url.get_backend_name() not in LONGEST or "{tenant}" in (configured or "")
+
+
+def check_place(name: str, template: URL, connected: URL) -> None:
+    """Raise CommandError where a connection does not lead to the database of a tenant."""
+    expected = url_of(name, template).database
+    same = expected == connected.database
+    if template.get_backend_name() == "sqlite":
+        same = Path(str(expected)).resolve() == Path(str(connected.database)).resolve()
+    if not same:
+        raise CommandError(
+            f"The connection leads to database {connected.database!r}, and that of tenant {name!r} "
+            f"is {expected!r}: pass a connection to the tenant that is named."
+        )
 
 
 def url_of(name: str, url: URL) -> URL:

@@ -16,7 +16,7 @@ from sqlalchemy.schema import CreateTable
 CHUNK = 200
 
 # What a revision has set on its session must not meet the next tenant of the same connection.
-NEW_SESSION = "DO 'BEGIN RESET ROLE; RESET ALL; DISCARD TEMP; END'"
+NEW_SESSION = "DO 'BEGIN RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL; DISCARD TEMP; END'"
 
 
 def quoted(dialect: Dialect, *names: str) -> str:

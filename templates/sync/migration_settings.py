@@ -101,13 +101,13 @@ def database_url() -> URL:
     return parsed(url)
 
 
-def parsed(url: str) -> URL:
+def parsed(url: str, name: str = "The database URL") -> URL:
     """Return a URL from its text. Errors never show it, since it holds a password."""
     try:
         return make_url(url)
     except (ArgumentError, ValueError):
         raise CommandError(
-            "The database URL cannot be parsed: expected dialect+driver://user:password@host/name, "
+            f"{name} cannot be parsed: expected dialect+driver://user:password@host/name, "
             "with the characters @ : / % of a user or password URL-quoted."
         ) from None
 
