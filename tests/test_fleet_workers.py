@@ -377,13 +377,10 @@ SIGNALS = [
 Send = Callable[[int, int], None]
 
 
-@pytest.mark.parametrize("jobs", [1, 3])
-@pytest.mark.parametrize(("number", "send", "code"), SIGNALS)
-def test_signal_ends_the_run_after_the_tenants_in_flight(
-    fleet: Fleet, jobs: int, number: int, send: Send, code: int
-) -> None:
-    """Ctrl-C lets the tenants in flight finish and starts no more; the next run does the rest."""
-    fleet.create(8)
+def signalled(
+    fleet: Fleet, jobs: int, number: int, send: Send
+) -> tuple[subprocess.Popen[str], list[str]]:
+    """Start a run, hold each job in a tenant, and send a signal; return the run and these tenants."""
     held = fleet.tenants[:jobs]
     fleet.hold(*held)
     command = fleet.start("-x", f"jobs={jobs}")
@@ -391,6 +388,17 @@ def test_signal_ends_the_run_after_the_tenants_in_flight(
         fleet.at(tenant)
     send(command.pid, number)
     until_it_says(command, f"Finishing {jobs} in flight")
+    return command, held
+
+
+@pytest.mark.parametrize("jobs", [1, 3])
+@pytest.mark.parametrize(("number", "send", "code"), SIGNALS)
+def test_signal_ends_the_run_after_the_tenants_in_flight(
+    fleet: Fleet, jobs: int, number: int, send: Send, code: int
+) -> None:
+    """Ctrl-C lets the tenants in flight finish and starts no more; the next run does the rest."""
+    fleet.create(8)
+    command, held = signalled(fleet, jobs, number, send)
     fleet.let_go()
     assert finish(command, code) == f"{jobs} upgraded, 0 current, 0 failed, {8 - jobs} left"
     assert fleet.ran("tenant") == [(tenant,) for tenant in held]
@@ -405,13 +413,7 @@ def test_second_signal_rolls_back(
 ) -> None:
     """A second Ctrl-C ends the tenants in flight without a trace, and the summary is printed."""
     fleet.create(5)
-    held = fleet.tenants[:jobs]
-    fleet.hold(*held)
-    command = fleet.start("-x", f"jobs={jobs}")
-    for tenant in held:
-        fleet.at(tenant)
-    send(command.pid, number)
-    until_it_says(command, f"Finishing {jobs} in flight")
+    command, held = signalled(fleet, jobs, number, send)
     send(command.pid, number)
     assert finish(command, code) == "0 upgraded, 0 current, 0 failed, 5 left"
     until(lambda: not fleet.sessions(), "all sessions have ended")

@@ -54,9 +54,8 @@ def try_template(template: Template, *, url: str | None, keep: Path | None) -> N
 
     It works in a schema of its own on PostgreSQL, in a database of its own on MySQL and MariaDB and
     in a file of its own on SQLite (two of them for a fleet of two tenants), and removes them at
-    the end, also when it is interrupted. `keep`
-    names a new folder for the environment, which is scratch otherwise. Raises TemplatesError for
-    the first step that fails.
+    the end, also when it is interrupted. `keep` names a new folder for the environment, which is
+    scratch otherwise. Raises TemplatesError for the first step that fails.
     """
     default = "sqlite+aiosqlite://" if template.name == "asyncio" else "sqlite://"
     unique = f"alembic_templates_try_{uuid.uuid4().hex[:12]}"
@@ -85,7 +84,7 @@ class _Trial:
 
     @property
     def url(self) -> URL:
-        """The URL of the database, or of the fleet, whose name a file's stands for {tenant}."""
+        """The URL of the database, or of the fleet: that of files has {tenant} in it."""
         url = self.places[0]
         if self.fleet and url.get_backend_name() == "sqlite":
             return url.set(database=str(self.folder / "{tenant}.db"))

@@ -21,16 +21,12 @@ config = context.config
 # Loaded by path, as Alembic loads this file, and not imported by name: another environment or the
 # application may have modules of the same names.
 here = Path(__file__).parent
-settings = load_python_file(here, "migration_settings.py")
-locking = load_python_file(here, "migration_lock.py")
 rules = load_python_file(here, "autogenerate_rules.py")
 event_loop = load_python_file(here, "event_loop.py")
-names = load_python_file(here, "tenant_names.py")
-schemas = load_python_file(here, "tenant_schemas.py")
-runs = load_python_file(here, "fleet_run.py")
-processes = load_python_file(here, "fleet_workers.py")
 fleets = load_python_file(here, "fleet.py")
-replay = load_python_file(here, "replay.py")
+# What fleet.py has loaded is not loaded again, since each command of a program runs this file anew.
+settings, locking, names, schemas = fleets.settings, fleets.locking, fleets.names, fleets.schemas
+runs, processes, replay = fleets.runs, fleets.processes, fleets.replay
 
 # Only the alembic command sets logging up: a program that runs migrations, also one that calls
 # alembic.config.main(), keeps its loggers, handlers and levels.

@@ -22,8 +22,8 @@ settings = load_python_file(here, "migration_settings.py")
 locking = load_python_file(here, "migration_lock.py")
 names = load_python_file(here, "tenant_names.py")
 schemas = load_python_file(here, "tenant_schemas.py")
-runs = load_python_file(here, "fleet_run.py")
 processes = load_python_file(here, "fleet_workers.py")
+runs = processes.runs
 replay = load_python_file(here, "replay.py")
 
 log = logging.getLogger("alembic.env")
@@ -82,6 +82,14 @@ def on_server(fleet: Fleet, work: Callable[[Connection | None], None]) -> None:
         work(None)
 
 
+def meant(fleet: Fleet, connection: Connection | None) -> list[str]:
+    """Return the names of the tenants that the command is for, whether or not they exist."""
+    option = settings.option("tenants")
+    wanted: list[str] = names.chosen(fleet.given, option, lambda: names.listed(option, connection))
+    names.check(wanted, fleet.url.get_backend_name(), fleet.url if fleet.by_url else None)
+    return wanted
+
+
 def find(fleet: Fleet, connection: Connection | None, *, versions: bool) -> list[Any]:
     """Return the tenants that the command is for, and what is known of them.
 
@@ -89,9 +97,7 @@ def find(fleet: Fleet, connection: Connection | None, *, versions: bool) -> list
     a tenant that is named and does not exist.
     """
     callers = connection is not None and connection.in_transaction()
-    option = settings.option("tenants")
-    wanted = names.chosen(fleet.given, option, lambda: names.listed(option, connection))
-    names.check(wanted, fleet.url.get_backend_name(), fleet.url if fleet.by_url else None)
+    wanted = meant(fleet, connection)
     if fleet.by_url:
         tasks = [look_by_url(fleet, name, versions=versions) for name in wanted]
     else:
@@ -139,10 +145,7 @@ def migrate(fleet: Fleet, *, jobs: int, fail_fast: bool, replays: bool) -> None:
     """Run a command that migrates on all tenants that it has something to do for."""
     run = runs.Run(DONE.get(command(), "migrated"), fleet.lock_timeout, fail_fast=fail_fast)
     by_command = settings.run_by_alembic_command()
-
-    def serve(tasks: Iterator[Any], report: Callable[[Any], None]) -> None:
-        serve_tenants(fleet, tasks, report)
-
+    serve = partial(serve_tenants, fleet)
     with processes.stoppable(run, by_command=by_command), processes.workers(jobs, serve) as workers:
         on_server(fleet, lambda connection: plan(fleet, run, connection, len(workers), replays))
         with runs.progress(run):
@@ -228,8 +231,7 @@ def serve_tenants(fleet: Fleet, tasks: Iterator[Any], report: Callable[[Any], No
     """Run tenants as they come, in a worker process or in this one."""
     if fleet.by_url:
         for task in tasks:
-            run_tenant = partial(run_by_url, fleet)
-            report(runs.attempt(task, run_tenant))
+            report(runs.attempt(task, partial(run_by_url, fleet)))
         return
     first = next(tasks, None)
     if first is not None:  # a worker without a task needs no connection
@@ -287,7 +289,9 @@ def read(fleet: Fleet, connection: Connection | None) -> None:
 def compare_versions(fleet: Fleet, connection: Connection | None, tenant: str) -> None:
     """Raise CommandError where other tenants are not at the revisions of the one that was checked."""
     tasks = find(replace(fleet, given=None), connection, versions=True)
-    (reference,) = find(replace(fleet, given=[tenant]), connection, versions=True)
+    (reference,) = [task for task in tasks if task.tenant == tenant] or find(
+        replace(fleet, given=[tenant]), connection, versions=True
+    )
     others = [task for task in tasks if task.heads != reference.heads]
     if others:
         shown = ", ".join(f"{task.tenant!r} ({at(task)})" for task in others[:5])
@@ -390,9 +394,7 @@ def run_given(fleet: Fleet, connection: Connection) -> None:
 
 def check_given(fleet: Fleet, connection: Connection) -> None:
     """Raise CommandError where a connection to a tenant's database is not to the one that is named."""
-    option = settings.option("tenants")
-    wanted = names.chosen(fleet.given, option, lambda: names.listed(option, connection))
-    names.check(wanted, fleet.url.get_backend_name(), fleet.url)
+    wanted = meant(fleet, connection)
     if len(wanted) != 1:
         raise CommandError(
             f"{len(wanted)} tenants are named, and the connection leads to the database of one: "
@@ -410,24 +412,20 @@ def write_scripts(
 
     Where the names are to be asked for, it is on the connection that the caller has given.
     """
-    option = settings.option("tenants")
-    listed: list[str] = []
+    wanted: list[str] = []
 
     def ask(connection: Connection | None) -> None:
         callers = connection is None or connection.in_transaction()
-        listed.extend(names.listed(option, connection))
+        wanted.extend(meant(fleet, connection))
         if connection is not None and not callers:
             connection.rollback()
 
-    def all_names() -> list[str]:
-        if names.asks_database(option) and given is None:
-            on_server(fleet, ask)
-        else:
-            ask(given)
-        return listed
-
-    wanted = names.chosen(fleet.given, option, all_names)
-    names.check(wanted, fleet.url.get_backend_name(), fleet.url if fleet.by_url else None)
+    # A name needs no database, the fleet may.
+    is_fleet = fleet.given is None or names.several(fleet.given)
+    if given is None and is_fleet and names.asks_database(settings.option("tenants")):
+        on_server(fleet, ask)
+    else:
+        ask(given)
     for tenant in wanted:
         configure(None if fleet.by_url else tenant)
         dialect = context.get_context().dialect

@@ -107,7 +107,7 @@ def attempt(task: Task, work: Callable[[Task], bool]) -> Result:
     try:
         outcome = "changed" if work(task) else "current"
     except (Exception, SystemExit) as raised:  # the others go on, whatever it is
-        # Told by its attribute: migration_lock's own class is another in each module that loads it.
+        # Told by its attribute, as commands.py does: the class is another each time it is loaded.
         is_locked = isinstance(raised, CommandError) and hasattr(raised, "timeout")
         if is_locked and context.config.attributes.get("takes_turns"):
             raise  # a series of commands waits by itself
