@@ -1,0 +1,1 @@
+{% include cookiecutter.environment ~ "/autogenerate_rules.py" ignore missing %}

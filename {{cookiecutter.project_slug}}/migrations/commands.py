@@ -1,0 +1,1 @@
+{% include cookiecutter.environment ~ "/commands.py" ignore missing %}

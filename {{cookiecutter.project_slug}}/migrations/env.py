@@ -1,0 +1,1 @@
+{% include cookiecutter.environment ~ "/env.py" ignore missing %}

@@ -1,0 +1,1 @@
+{% include cookiecutter.environment ~ "/event_loop.py" ignore missing %}

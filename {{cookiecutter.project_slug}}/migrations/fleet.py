@@ -1,0 +1,1 @@
+{% include cookiecutter.environment ~ "/fleet.py" ignore missing %}

@@ -1,0 +1,1 @@
+{% include cookiecutter.environment ~ "/fleet_run.py" ignore missing %}

@@ -1,0 +1,1 @@
+{% include cookiecutter.environment ~ "/migration_lock.py" ignore missing %}

@@ -1,0 +1,1 @@
+{% include cookiecutter.environment ~ "/migration_settings.py" ignore missing %}

@@ -1,0 +1,1 @@
+{% include cookiecutter.environment ~ "/replay.py" ignore missing %}

@@ -1,0 +1,1 @@
+{% include cookiecutter.environment ~ "/script.py.mako" ignore missing %}

@@ -1,0 +1,1 @@
+{% include cookiecutter.environment ~ "/tenant_names.py" ignore missing %}

@@ -1,0 +1,1 @@
+{% include cookiecutter.environment ~ "/tenant_schemas.py" ignore missing %}

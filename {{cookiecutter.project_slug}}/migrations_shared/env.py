@@ -1,0 +1,3 @@
+{% if cookiecutter.environment == "multitenant" %}
+{% include "sync/env.py" %}
+{% endif %}
