@@ -22,7 +22,7 @@ from alembic_templates._catalog import catalog, templates_folder
 from alembic_templates._install import Target, install
 
 SHARED = templates_folder() / "shared"
-VERBS = ["list", "install", "uninstall", "path", "diff", "try", "prune"]
+VERBS = ["list", "install", "uninstall", "path", "diff", "try", "prune", "new"]
 
 # Runs a program as a user who may not write where the mode says so, which root may: without the
 # capability CAP_DAC_OVERRIDE (1), by prctl's PR_CAPBSET_DROP (24).
@@ -796,6 +796,9 @@ def test_help_of_a_verb_has_its_example(sandbox: Sandbox, verb: str) -> None:
         pytest.param(("install", "--nope"), id="unknown-option"),
         pytest.param(("install", "--python"), id="no-value"),
         pytest.param(("try",), id="nothing-to-try"),
+        pytest.param(("new", "here", "there"), id="two-folders"),
+        pytest.param(("new", "here", "--no-input", "--nope", "a=b"), id="option-among-answers"),
+        pytest.param(("path", "shared", "a=b"), id="answer-to-nothing"),
     ],
 )
 def test_usage_mistakes_are_exit_code_2(sandbox: Sandbox, args: tuple[str, ...]) -> None:

@@ -15,9 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import MODELS, ROOT
+from conftest import MODELS, ROOT, tree
 
 pytestmark = pytest.mark.packaging
+
+SCAFFOLD = "{{cookiecutter.project_slug}}"
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,16 @@ class Distributions:
     checkout: Path
     wheel: Path
     sdist: Path
+
+    def scaffold_files(self) -> set[str]:
+        """Return the files of the scaffold by their paths, without what Python has compiled."""
+        places = [self.checkout / "hooks", self.checkout / SCAFFOLD]
+        paths = [path for place in places for path in place.rglob("*") if path.is_file()]
+        names = {path.relative_to(self.checkout) for path in paths}
+        return {
+            "cookiecutter.json",
+            *(name.as_posix() for name in names if "__pycache__" not in name.parts),
+        }
 
     def template_files(self) -> set[str]:
         """Return the files of the templates as `NAME/FILE`, without what Python has compiled."""
@@ -83,13 +95,15 @@ def run(folder: Path, *args: str | Path, **env: str) -> str:
 
 
 def copy_checkout(folder: Path) -> None:
-    """Copy what git knows or would add, and compile the templates, as an import of them does."""
+    """Copy what git knows or would add, and compile templates and hooks, as an import of them does."""
     listed = run(ROOT, "git", "ls-files", "--cached", "--others", "--exclude-standard", "-z")
     for name in listed.rstrip("\0").split("\0"):
         if (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
-    run(folder, sys.executable, "-m", "compileall", "-q", folder / "templates")
+    (folder / SCAFFOLD / "tests" / "__pycache__").mkdir()
+    (folder / SCAFFOLD / "tests" / "__pycache__" / "conftest.pyc").write_bytes(b"compiled")
+    run(folder, sys.executable, "-m", "compileall", "-q", folder / "templates", folder / "hooks")
     assert list(folder.glob("templates/*/__pycache__/env.*.pyc"))
 
 
@@ -150,10 +164,34 @@ def test_wheel_holds_every_template_file_once_and_nothing_compiled(
     assert not [name for name in names if "__pycache__" in name or name.endswith(".pyc")]
 
 
+def test_wheel_holds_every_file_of_the_scaffold_beside_the_templates(
+    distributions: Distributions,
+) -> None:
+    """The wheel has what cookiecutter takes, files with a dot and their permissions too."""
+    place = "alembic_templates/"
+    with zipfile.ZipFile(distributions.wheel) as wheel:
+        found = {
+            info.filename.removeprefix(place): (wheel.read(info), info.external_attr >> 16 & 0o111)
+            for info in wheel.infolist()
+            if info.filename.startswith((f"{place}cookiecutter.json", f"{place}hooks/"))
+            or SCAFFOLD in info.filename
+        }
+    files = {name: distributions.checkout / name for name in distributions.scaffold_files()}
+    assert found == {
+        name: (path.read_bytes(), path.stat().st_mode & 0o111) for name, path in files.items()
+    }
+
+
 def test_sdist_holds_what_its_wheel_and_its_tests_need(distributions: Distributions) -> None:
-    """The sdist has the templates, the package and the tests, and nothing compiled."""
+    """The sdist has the templates, the scaffold, the package and the tests, and nothing compiled."""
     with tarfile.open(distributions.sdist) as sdist:
-        names = {member.name.partition("/")[2] for member in sdist if member.isfile()}
+        listed = [member.name.partition("/")[2] for member in sdist if member.isfile()]
+    names = set(listed)
+    assert len(listed) == len(names)
+    scaffold = {
+        name for name in names if name.startswith(("cookiecutter.json", "hooks/", SCAFFOLD))
+    }
+    assert scaffold == distributions.scaffold_files()
     templates = {name for name in names if name.startswith("templates/")}
     assert templates == {f"templates/{name}" for name in distributions.template_files()}
     assert names >= {
@@ -161,11 +199,23 @@ def test_sdist_holds_what_its_wheel_and_its_tests_need(distributions: Distributi
         "README.md",
         "LICENSE",
         "tox.ini",
+        "docs/conf.py",
+        "docs/cookbook.md",
         "src/alembic_templates/cli.py",
         "tests/conftest.py",
         "tests/test_packaging.py",
     }
     assert not [name for name in names if "__pycache__" in name or name.endswith(".pyc")]
+
+
+def test_documentation_builds_from_the_sdist(distributions: Distributions, tmp_path: Path) -> None:
+    """The sdist has all that the pages include, and builds them without a warning."""
+    with tarfile.open(distributions.sdist) as sdist:
+        sdist.extractall(tmp_path, filter="data")
+    (source,) = tmp_path.iterdir()
+    build = [sys.executable, "-m", "sphinx", "-W", "-n", "-q", "-b", "html", "docs", "html"]
+    run(source, *build)
+    assert (source / "html" / "cookbook.html").is_file()
 
 
 @pytest.mark.parametrize(
@@ -196,6 +246,48 @@ def test_templates_are_found_however_they_are_installed(
     listed = with_alembic.run("alembic-templates", "list").splitlines()
     names = {name.partition("/")[0] for name in distributions.template_files()}
     assert {line.split()[0] for line in listed} == names
+
+
+@pytest.mark.parametrize("kind", ["wheel", "sdist", "editable"])
+def test_new_makes_the_same_project_however_it_is_installed(
+    distributions: Distributions, with_alembic: Environment, kind: str
+) -> None:
+    """`new` makes what cookiecutter makes of the checkout, without what pip has compiled."""
+    what = {
+        "wheel": [distributions.wheel],
+        "sdist": [distributions.sdist],
+        "editable": ["-e", distributions.checkout],
+    }[kind]
+    with_alembic.pip_install("--no-deps", "--ignore-installed", *what)
+    if kind != "editable":
+        package = Path(with_alembic.templates()).parent
+        assert list((package / SCAFFOLD).rglob("__pycache__"))
+    with_alembic.run("alembic-templates", "new", "--no-input")
+    expected = with_alembic.folder.parent / "expected"
+    command = [sys.executable, "-m", "cookiecutter", ROOT, "--no-input", "-o", expected]
+    # Else the hooks that cookiecutter renders stay among the temporary files.
+    run(with_alembic.folder.parent, *command, TMPDIR=str(with_alembic.folder.parent))
+    assert tree(with_alembic.folder) == tree(expected)
+    assert (expected / "my-project" / ".github" / "workflows" / "tests.yml").is_file()
+
+
+def test_new_says_what_to_install(distributions: Distributions, bare: Environment) -> None:
+    """Without the extra, `new` is one sentence that names it."""
+    bare.pip_install("--no-deps", distributions.wheel)
+    done = subprocess.run(
+        [bare.python.with_name("alembic-templates"), "new", "--no-input"],
+        cwd=bare.folder,
+        env={"PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        "error: cookiecutter is not installed, which makes the project: run pip install "
+        "'alembic-templates[project]'.\n"
+    )
+    assert list(bare.folder.iterdir()) == []
 
 
 def test_whole_round_from_a_wheel_with_nothing_else(

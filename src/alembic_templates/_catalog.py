@@ -29,6 +29,11 @@ def templates_folder() -> Path:
     return inside if inside.is_dir() else package.parents[1] / "templates"
 
 
+def scaffold_folder() -> Path:
+    """Return the folder that cookiecutter takes, where cookiecutter.json stands beside the templates."""
+    return templates_folder().parent
+
+
 def catalog() -> dict[str, Template]:
     """Return every template by its name, in the order of the names."""
     folders = sorted(path for path in templates_folder().iterdir() if (path / "README").is_file())

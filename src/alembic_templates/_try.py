@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import signal
 import sys
 import tempfile
 import time
@@ -14,7 +13,6 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from types import FrameType
 from typing import TypeVar
 
 from alembic import command
@@ -24,6 +22,7 @@ from sqlalchemy import URL, Connection, NullPool, create_engine, inspect, make_u
 from sqlalchemy.exc import SQLAlchemyError
 
 from alembic_templates._catalog import Template
+from alembic_templates._signals import terminable, undisturbed
 from alembic_templates.errors import TemplatesError
 
 T = TypeVar("T")
@@ -62,7 +61,7 @@ def try_template(template: Template, *, url: str | None, keep: Path | None) -> N
     fleet = [f"{unique}_{number}" for number in (1, 2)] if template.name == "multitenant" else []
     with (
         warnings.catch_warnings(),
-        _terminable(),
+        terminable(),
         _scratch(keep) as folder,
         _own_places(_parsed(default if url is None else url), folder, fleet or [unique]) as places,
     ):
@@ -199,7 +198,7 @@ def _scratch(keep: Path | None) -> Iterator[Path]:
         try:
             yield Path(scratch.name)
         finally:
-            with _undisturbed():
+            with undisturbed():
                 scratch.cleanup()
         return
     try:
@@ -216,47 +215,6 @@ def _scratch(keep: Path | None) -> Iterator[Path]:
     finally:
         if is_new and not any(keep.iterdir()):
             keep.rmdir()  # nothing was rendered
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """End a run that is asked to stop as Ctrl-C does, so that it cleans up."""
-
-    def interrupt(_signal: int, _frame: FrameType | None) -> None:
-        # Not KeyboardInterrupt itself: in an event loop, asyncio takes SIGINT to cancel its task.
-        signal.raise_signal(signal.SIGINT)
-
-    with _handled_by(interrupt, "SIGTERM", "SIGHUP"):
-        yield
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Put off a request to stop until something is done, unless it is made a second time."""
-    asked = False
-
-    def put_off(_signal: int, _frame: FrameType | None) -> None:
-        nonlocal asked
-        if asked:
-            raise KeyboardInterrupt
-        asked = True
-
-    with _handled_by(put_off, "SIGINT", "SIGTERM", "SIGHUP"):
-        yield
-    if asked:
-        raise KeyboardInterrupt
-
-
-@contextmanager
-def _handled_by(handler: Callable[[int, FrameType | None], None], *names: str) -> Iterator[None]:
-    """Handle those of the signals that this system has."""
-    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
-    before = {number: signal.signal(number, handler) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handled in before.items():
-            signal.signal(number, handled)
 
 
 @contextmanager
@@ -282,7 +240,7 @@ def _own_places(url: URL, folder: Path, names: list[str]) -> Iterator[list[URL]]
 
     def make(connection: Connection) -> None:
         # Once sent, the statement may be carried out whatever becomes of the connection.
-        with _undisturbed():
+        with undisturbed():
             for name in names:
                 connection.exec_driver_sql(f"{made} {name}")
             connection.commit()
@@ -290,7 +248,7 @@ def _own_places(url: URL, folder: Path, names: list[str]) -> Iterator[list[URL]]
     def remove() -> str | None:
         statements = [removed.format(name) for name in names]
         try:
-            with _undisturbed():
+            with undisturbed():
                 _on(url, lambda connection: [*map(connection.exec_driver_sql, statements)])
         except Exception as error:  # noqa: BLE001 - whatever it is, the user has to know
             return (

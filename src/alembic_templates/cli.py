@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -17,7 +18,13 @@ from alembic_templates.errors import TemplatesError
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code: 0, 1 for an expected failure, 2 for usage."""
-    args = _parser().parse_args(argv)
+    parser = _parser()
+    # parse_args would refuse the answers of `new DIR --no-input key=value`, after an option.
+    args, more = parser.parse_known_args(argv)
+    if args.run is _new and not any(word.startswith("-") for word in more):
+        args.words += more
+    elif more:
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
     # Drivers pass on the server's notes as warnings, which would stand between our own lines.
     logging.basicConfig(level=logging.ERROR)
     run: Callable[[argparse.Namespace], int] = args.run
@@ -105,6 +112,19 @@ def _prune(args: argparse.Namespace) -> int:
         print("Nothing was deleted.")
         return 1
     pruning.run()
+    return 0
+
+
+def _new(args: argparse.Namespace) -> int:
+    answers = dict(word.split("=", 1) for word in args.words if "=" in word)
+    folders = [word for word in args.words if "=" not in word]
+    if len(folders) > 1:
+        args.usage_error(f"expected one DIR, and answers as key=value: {' '.join(folders)}")
+    # Imported here since it takes cookiecutter, which is an extra.
+    from alembic_templates._new import new
+
+    made = new(Path(*folders), answers, ask=not args.no_input)
+    print(f"{made} was made: cd {shlex.quote(str(made))}, and run the commands of its README.md.")
     return 0
 
 
@@ -200,6 +220,22 @@ def _parser() -> argparse.ArgumentParser:
         help="alembic.ini or pyproject.toml (default: alembic.ini)",
     )
     added.add_argument("--yes", action="store_true", help="do not ask")
+
+    added = verb(
+        _new,
+        "Make a whole project around an environment, with models, tests and CI.",
+        "new --no-input project_name='My Shop' environment=asyncio database=postgresql",
+    )
+    added.usage = "%(prog)s [-h] [DIR] [--no-input] [key=value ...]"
+    added.set_defaults(usage_error=added.error)
+    added.add_argument(
+        "words",
+        nargs="*",
+        metavar="DIR, key=value",
+        help="the folder to make the project's folder in (default: this one), and answers to the "
+        "questions, which an unknown key lists",
+    )
+    added.add_argument("--no-input", action="store_true", help="do not ask, take the defaults")
     parser.epilog = "\n".join(examples)
     return parser
 
