@@ -195,6 +195,7 @@ def test_apply_makes_the_database_agree(series: Callable[..., Any], database: Da
     with database.engine().begin() as connection:
         migrations = series(connection)
         migrations.upgrade("r2")
+        connection.execute(text("CREATE INDEX ix_t2 ON t2 (id)"))  # to be dropped before its table
         metadata = models()
         changed = metadata.tables["t1"]
         changed.append_column(Column("name", String(20), nullable=False, server_default=""))
@@ -204,6 +205,7 @@ def test_apply_makes_the_database_agree(series: Callable[..., Any], database: Da
         assert {diff[0] for diff in done} == {
             "add_table",
             "remove_table",
+            "remove_index",
             "add_column",
             "add_index",
         }
