@@ -46,6 +46,17 @@ if find_spec("greenlet") is None:  # without it there are no async drivers
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def tree(folder: Path) -> dict[str, tuple[int, bytes | None]]:
+    """Return the permissions and the content of each file, and the permissions of each folder."""
+    return {
+        str(path.relative_to(folder)): (
+            path.lstat().st_mode,
+            path.read_bytes() if path.is_file() else None,
+        )
+        for path in folder.rglob("*")
+    }
+
+
 def kind_of(driver: str) -> str:
     """Return the database of a driver, which is the name of the fixture that gives one."""
     return next(kind for kind, drivers in DRIVERS.items() if driver in drivers)
