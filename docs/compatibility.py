@@ -287,7 +287,7 @@ def outcome(kind: str, cells: list[Cell]) -> str:
     ]
     good = [each.python for each in cells if each.python not in bad]
     words = [joined(good)] if good else []
-    return ", ".join(words + ([f"not {joined(bad)}"] if bad else []))
+    return "; ".join(words + ([f"not {joined(bad)}"] if bad else []))
 
 
 def driver_table(report: Report) -> Iterator[str]:
