@@ -57,6 +57,30 @@ def tree(folder: Path) -> dict[str, tuple[int, bytes | None]]:
     }
 
 
+def run(folder: Path, *args: str | Path, ok: bool = True, **env: str) -> str:
+    """Run a program in a folder; fail the test unless it ends as `ok` says; return its output."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name in {"PATH", "LANG", "TMPDIR", "LD_LIBRARY_PATH", "SYSTEMROOT"}
+        or name.startswith(("PIP_", "SSL_", "REQUESTS_"))
+        or name.lower().endswith("_proxy")
+    }
+    done = subprocess.run(
+        args,
+        cwd=folder,
+        env={**kept, "HOME": str(folder), "PYTHONDONTWRITEBYTECODE": "1", **env},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    if (done.returncode == 0) != ok:
+        pytest.fail(f"{args}: exit code {done.returncode}\n{done.stdout}\n{done.stderr}")
+    return done.stdout
+
+
 def kind_of(driver: str) -> str:
     """Return the database of a driver, which is the name of the fixture that gives one."""
     return next(kind for kind, drivers in DRIVERS.items() if driver in drivers)

@@ -6,7 +6,6 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 import venv
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import alembic
 import pytest
-from conftest import DRIVERS, MODELS, ROOT, SUPPORTED, Database, kind_of, skip
+from conftest import DRIVERS, MODELS, ROOT, SUPPORTED, Database, kind_of, run, skip
 from selenium.webdriver import Chrome, ChromeOptions, Keys
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
@@ -195,29 +194,6 @@ def page(browser: Chrome, built_page: Path) -> Page:
     page = Page(browser, built_page)
     page.open()
     return page
-
-
-def run(folder: Path, *args: str, **env: str) -> str:
-    """Run a program in a folder; fail the test unless it succeeds; return its output."""
-    kept = {"LANG", "LD_LIBRARY_PATH", "PATH", "PYTHONPATH", "SYSTEMROOT", "TMPDIR"}
-    done = subprocess.run(
-        args,
-        cwd=folder,
-        env={
-            **{key: value for key, value in os.environ.items() if key in kept},
-            "HOME": str(folder),
-            "PYTHONDONTWRITEBYTECODE": "1",
-            **env,
-        },
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    if done.returncode:
-        pytest.fail(f"{args}: exit code {done.returncode}\n{done.stdout}\n{done.stderr}")
-    return done.stdout
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import MODELS, ROOT, tree
+from conftest import MODELS, ROOT, run, tree
 
 pytestmark = pytest.mark.packaging
 
@@ -46,6 +46,14 @@ class Distributions:
         paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
         return {path.as_posix() for path in paths if "__pycache__" not in path.parts}
 
+    def to_install(self, kind: str) -> list[str | Path]:
+        """Return what pip installs: the wheel, the sdist, or the checkout as it is."""
+        return {
+            "wheel": [self.wheel],
+            "sdist": [self.sdist],
+            "editable": ["-e", self.checkout],
+        }[kind]
+
 
 @dataclass(frozen=True)
 class Environment:
@@ -57,7 +65,8 @@ class Environment:
     def run(self, *args: str | Path) -> str:
         """Run a program, which must succeed, without the checkout on Python's path."""
         path = f"{self.python.parent}{os.pathsep}{os.environ['PATH']}"
-        return run(self.folder, *args, PATH=path)
+        # As at a user's, Python compiles what it imports.
+        return run(self.folder, *args, PATH=path, PYTHONDONTWRITEBYTECODE="")
 
     def pip_install(self, *args: str | Path) -> None:
         """Install something with pip."""
@@ -68,30 +77,6 @@ class Environment:
         """Return the templates' folder, as the one function that knows gives it."""
         code = "from alembic_templates._catalog import templates_folder as f; print(f())"
         return self.run(self.python, "-c", code).strip()
-
-
-def run(folder: Path, *args: str | Path, **env: str) -> str:
-    """Run a program in a folder; fail the test unless it succeeds; return its output."""
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if name in {"PATH", "LANG", "TMPDIR"}
-        or name.startswith(("PIP_", "SSL_", "REQUESTS_"))
-        or name.lower().endswith("_proxy")
-    }
-    done = subprocess.run(
-        args,
-        cwd=folder,
-        env={**kept, "HOME": str(folder), **env},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    if done.returncode:
-        pytest.fail(f"{args}: exit code {done.returncode}\n{done.stdout}\n{done.stderr}")
-    return done.stdout
 
 
 def copy_checkout(folder: Path) -> None:
@@ -230,13 +215,8 @@ def test_templates_are_found_however_they_are_installed(
     distributions: Distributions, with_alembic: Environment, kind: str, inside: bool
 ) -> None:
     """The one function finds the templates of the copy that is installed, and `list` shows all."""
-    what = {
-        "wheel": [distributions.wheel],
-        "sdist": [distributions.sdist],
-        "editable": ["-e", distributions.checkout],
-    }[kind]
     # Else pip takes the copy that the tests' own Python may have for this one.
-    with_alembic.pip_install("--no-deps", "--ignore-installed", *what)
+    with_alembic.pip_install("--no-deps", "--ignore-installed", *distributions.to_install(kind))
     code = "import alembic_templates; print(alembic_templates.__file__)"
     package = Path(with_alembic.run(with_alembic.python, "-c", code).strip()).parent
     site = with_alembic.python.parents[1] / "lib"
@@ -253,12 +233,7 @@ def test_new_makes_the_same_project_however_it_is_installed(
     distributions: Distributions, with_alembic: Environment, kind: str
 ) -> None:
     """`new` makes what cookiecutter makes of the checkout, without what pip has compiled."""
-    what = {
-        "wheel": [distributions.wheel],
-        "sdist": [distributions.sdist],
-        "editable": ["-e", distributions.checkout],
-    }[kind]
-    with_alembic.pip_install("--no-deps", "--ignore-installed", *what)
+    with_alembic.pip_install("--no-deps", "--ignore-installed", *distributions.to_install(kind))
     if kind != "editable":
         package = Path(with_alembic.templates()).parent
         assert list((package / SCAFFOLD).rglob("__pycache__"))

@@ -10,7 +10,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 import uuid
 import venv
@@ -24,7 +23,7 @@ import pytest
 import sqlalchemy
 import yaml
 from alembic.command import current
-from conftest import ROOT, Database, Project
+from conftest import ROOT, Database, Project, run, tree
 from mako.template import Template
 from pytest_cookies.plugin import Cookies
 from sqlalchemy import make_url
@@ -151,42 +150,14 @@ runs = pytest.mark.skipif(
 )
 
 
-def run(folder: Path, *args: str | Path, ok: bool = True, **env: str) -> str:
-    """Run a program in a folder; fail the test unless it ends as `ok` says; return its output."""
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if name in {"PATH", "LANG", "TMPDIR", "LD_LIBRARY_PATH"}
-        or name.startswith(("PIP_", "SSL_", "REQUESTS_"))
-        or name.lower().endswith("_proxy")
-    }
-    done = subprocess.run(
-        args,
-        cwd=folder,
-        env={**kept, "HOME": str(folder), "PYTHONDONTWRITEBYTECODE": "1", **env},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    if (done.returncode == 0) != ok:
-        pytest.fail(f"{args}: exit code {done.returncode}\n{done.stdout}\n{done.stderr}")
-    return done.stdout
-
-
 def tool(folder: Path, *args: str | Path, **env: str) -> str:
     """Run a module of the tests' own Python in a project, whose package it finds in src/."""
     return run(folder, sys.executable, "-m", *args, PYTHONPATH="src", **env)
 
 
-def tree(folder: Path) -> dict[str, bytes]:
+def contents(folder: Path) -> dict[str, bytes]:
     """Return all files of a folder with what they hold."""
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
+    return {name: held for name, (_, held) in tree(folder).items() if held is not None}
 
 
 def toml(path: Path) -> dict[str, Any]:
@@ -278,7 +249,7 @@ def environments(scaffold: Scaffold) -> dict[str, bytes]:
 
 def test_environment_is_that_of_its_template(scaffold: Scaffold, baked: Path) -> None:
     """A project has each file of its environment, the same to the byte."""
-    found, expected = tree(baked), environments(scaffold)
+    found, expected = contents(baked), environments(scaffold)
     assert {name: found.get(name) for name in expected} == expected
 
 
@@ -296,12 +267,12 @@ def test_tree_has_the_files_of_its_combination(scaffold: Scaffold, baked: Path) 
     if scaffold.environment == "multitenant":
         expected |= {"tests/test_migrations_shared.py"}
         expected |= {f"migrations_shared/versions/{SHARED_FIRST}"}
-    assert set(tree(baked)) == expected | environments(scaffold).keys()
+    assert set(contents(baked)) == expected | environments(scaffold).keys()
 
 
 def test_nothing_is_left_to_render(baked: Path) -> None:
     """No file is empty or shows that it was rendered: no braces, no blank lines in a row."""
-    for name, content in tree(baked).items():
+    for name, content in contents(baked).items():
         text = content.decode("utf-8")
         if name == "src/my_project/py.typed":
             assert text == ""
@@ -373,7 +344,9 @@ def test_project_depends_on_what_it_runs_on(scaffold: Scaffold, baked: Path) -> 
     found = [requirement.partition(">=")[0] for requirement in project["dependencies"]]
     assert set(found) == expected | ({scaffold.requirement} - {None})
     assert len(set(found)) == len(found)
-    assert not [name for name, content in tree(baked).items() if b"alembic-templates" in content]
+    assert not [
+        name for name, content in contents(baked).items() if b"alembic-templates" in content
+    ]
     assert project["requires-python"] == f">={CHOICES['python_version'][0]}"
 
 
