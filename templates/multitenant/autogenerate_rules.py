@@ -1,160 +1,235 @@
-"""What `alembic revision --autogenerate` writes and leaves out, by the option autogenerate_rules.
+"""What `alembic revision --autogenerate` writes and leaves out, by autogenerate_rules.
 
-The rules come from Alembic's cookbook (https://alembic.sqlalchemy.org/en/latest/cookbook.html).
+The rules come from Alembic's cookbook
+(https://alembic.sqlalchemy.org/en/latest/cookbook.html). Without them, autogenerate
+proposes to create a table for each view that has a model, and writes revisions in which
+nothing happens. The README lists the rules with their effects.
+
+To add a rule that changes what was found, write a function such as sort_columns, and
+name it in REWRITES. An owner who needs no rules can delete this file.
 """
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from alembic.operations import ops
 from alembic.runtime.migration import MigrationContext
 from alembic.util import CommandError
-from sqlalchemy import Column, MetaData
+from sqlalchemy import Column, Table
 from sqlalchemy.schema import SchemaItem
+
+from .optional_files import is_here
+from .settings import Settings, command_of
 
 log = logging.getLogger("alembic.env")
 
-DEFAULT = "skip_empty skip_views"
+# The rules that have a file of their own, which an owner can delete.
+MODULES = ["import_types", "concurrent_indexes"]
+
+# The rules that apply if the option autogenerate_rules is not set.
+DEFAULT = ["skip_empty", "skip_views", "import_types"]
+
+Directives = list[ops.MigrationScript]
 
 
-def hooks(
-    option: str | list[str] | None, metadata: MetaData | list[MetaData] | None
-) -> dict[str, Any]:
-    """Return the arguments of context.configure that apply the rules which the option names."""
-    option = DEFAULT if option is None else option
-    names = option.split() if isinstance(option, str) else option
-    known = ["skip_views", "keep_unknown_tables", *REWRITES]
+def rules(settings: Settings, tables: list[Table]) -> dict[str, Any]:
+    """Return the arguments of context.configure that apply the rules of the settings.
+
+    `tables` are those of the models; `info={"is_view": True}` tells that one is a view.
+    Raises CommandError for a name that is not that of a rule.
+    """
+    names = settings.autogenerate_rules
+    names = DEFAULT if names is None else names
+    known = ["skip_views", "keep_unknown_tables", *REWRITES, *MODULES, "skip_empty"]
     for name in names:
         if name not in known:
             raise CommandError(
-                f"Option autogenerate_rules names {name!r}: expected some of {', '.join(known)}."
+                f"Option autogenerate_rules names {name!r}: expected some of "
+                f"{', '.join(known)}."
             )
-    tables = [
-        table
-        for each in ([metadata] if isinstance(metadata, MetaData) else metadata or [])
-        for table in each.tables.values()
-    ]
-    views = {(table.schema, table.name) for table in tables if table.info.get("is_view")}
-    schemas = {None, *(table.schema for table in tables)}
+        if name in MODULES and settings.autogenerate_rules and not is_here(name):
+            raise CommandError(
+                f"Option autogenerate_rules names {name}, and {name}.py is not in this "
+                "environment: take the name away, or copy the file from the template."
+            )
+    views = {(each.schema, each.name) for each in tables if each.info.get("is_view")}
+    applied = Rules(settings, names, views)
+    hooks: dict[str, Any] = {
+        "include_object": applied.include_object,
+        "process_revision_directives": applied.process_revision_directives,
+    }
+    if "import_types" in names and is_here("import_types"):
+        from .import_types import (  # type: ignore[import,unused-ignore]
+            render_item,
+        )
 
-    def include_name(name: str | None, type_: str, _parents: Any) -> bool:
-        return type_ != "schema" or name in schemas
+        hooks["render_item"] = render_item
+    return hooks
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The rules in use, as the two functions that Alembic calls.
+
+    `views` has the schema and the name of each table of the models that is a view.
+    """
+
+    settings: Settings
+    names: list[str]
+    views: set[tuple[str | None, str]]
 
     def include_object(
-        item: Any, _name: str | None, type_: str, reflected: bool, compare_to: Any
+        self, item: Any, _name: Any, type_: str, reflected: bool, compare_to: Any
     ) -> bool:
+        """Tell whether autogenerate compares a table; other objects it always compares.
+
+        See "Don't emit CREATE TABLE statements for Views" in the cookbook. `reflected`
+        says that the table was found in the database, and `compare_to` is then the one
+        of the models, None if they have none.
+        """
         if type_ != "table":
             return True
-        if "skip_views" in names and (item.schema, item.name) in views:
+        if "skip_views" in self.names and (item.schema, item.name) in self.views:
             return False
-        return not ("keep_unknown_tables" in names and reflected and compare_to is None)
+        is_unknown = reflected and compare_to is None
+        return not ("keep_unknown_tables" in self.names and is_unknown)
 
     def process_revision_directives(
-        context: MigrationContext, _revision: Any, directives: list[ops.MigrationScript]
+        self, context: MigrationContext, _revision: Any, directives: Directives
     ) -> None:
-        if context.opts["revision_context"].command_args["autogenerate"]:
-            for name, rewrite in REWRITES.items():
-                if name in names:
-                    rewrite(context, directives)
+        """Change what autogenerate has found, before it is written to a file.
 
-    return {
-        # Without it, each table of another schema that the models name would be created again.
-        "include_schemas": len(schemas) > 1,
-        "include_name": include_name,
-        "include_object": include_object,
-        "process_revision_directives": process_revision_directives,
-    }
+        A revision without --autogenerate is left alone: it is meant to be empty.
+        """
+        if not context.opts["revision_context"].command_args["autogenerate"]:
+            return
+        for name, rewrite in REWRITES.items():
+            if name in self.names:
+                rewrite(context, directives)
+        if "concurrent_indexes" in self.names and is_here("concurrent_indexes"):
+            from .concurrent_indexes import (  # type: ignore[import,unused-ignore]
+                build_concurrently,
+            )
+
+            build_concurrently(context, containers(directives))
+        # `check` reads the list afterwards, and fails if it is empty.
+        is_revision = command_of(self.settings, context) == "revision"
+        if "skip_empty" in self.names and is_revision:
+            skip_empty(directives)
 
 
-def drop_table_alone(_context: MigrationContext, directives: list[ops.MigrationScript]) -> None:
-    """Do not drop the indexes of a table that is dropped as well."""
+def drop_table_alone(_context: MigrationContext, directives: Directives) -> None:
+    """Do not drop the indexes of a table that is dropped as well.
+
+    DROP TABLE drops them. MySQL refuses to drop an index alone if a foreign key needs
+    it ("Don't emit DROP INDEX when the table is to be dropped as well" in the
+    cookbook).
+    """
     for container in containers(directives):
-        dropped = [
-            (op.schema, op.table_name) for op in container.ops if isinstance(op, ops.DropTableOp)
-        ]
+        dropped = {
+            (each.schema, each.table_name)
+            for each in container.ops
+            if isinstance(each, ops.DropTableOp)
+        }
         kept: list[ops.MigrateOperation] = []
-        for op in container.ops:
-            if isinstance(op, ops.ModifyTableOps) and (op.schema, op.table_name) in dropped:
-                op.ops = [each for each in op.ops if not isinstance(each, ops.DropIndexOp)]
-                if op.is_empty():
+        for each in container.ops:
+            if isinstance(each, ops.DropIndexOp):
+                if (each.schema, each.table_name) in dropped:
                     continue
-            elif isinstance(op, ops.DropIndexOp) and (op.schema, op.table_name) in dropped:
-                continue
-            kept.append(op)
+            elif isinstance(each, ops.ModifyTableOps) and each.ops:
+                if (each.schema, each.table_name) in dropped:
+                    each.ops = without_drop_index(each.ops)
+                if each.is_empty():
+                    continue
+            kept.append(each)
         container.ops = kept
 
 
-def sort_columns(_context: MigrationContext, directives: list[ops.MigrationScript]) -> None:
-    """Write the primary key of a new table first, then what was declared, then the timestamps.
+def without_drop_index(
+    operations: Sequence[ops.MigrateOperation],
+) -> list[ops.MigrateOperation]:
+    """Return the operations that are no DROP INDEX."""
+    return [each for each in operations if not isinstance(each, ops.DropIndexOp)]
 
-    Only the order of the operation's columns changes: a copied column would bring a second copy of
-    its constraints.
+
+def sort_columns(_context: MigrationContext, directives: Directives) -> None:
+    """Write a new table's primary key first, and its timestamps last.
+
+    The cookbook ("Apply Custom Sorting to Table Columns within CREATE TABLE") copies
+    the columns. Here only the order changes, since a copied column would bring a second
+    copy of its constraints.
     """
-
-    def place(item: SchemaItem) -> int:
-        if not isinstance(item, Column):
-            return 3
-        if item.primary_key:
-            return 0
-        return 2 if item.name in {"created_at", "updated_at"} else 1
-
     for container in containers(directives):
-        for op in container.ops:
-            if isinstance(op, ops.CreateTableOp):
-                op.columns = sorted(op.columns, key=place)
+        for each in container.ops:
+            if isinstance(each, ops.CreateTableOp):
+                each.columns = sorted(each.columns, key=place_of)
 
 
-def if_exists(context: MigrationContext, directives: list[ops.MigrationScript]) -> None:
-    """Write IF EXISTS and IF NOT EXISTS where tables and indexes are created and dropped.
+def place_of(item: SchemaItem) -> int:
+    """Return the place of a column in CREATE TABLE; constraints come last."""
+    if not isinstance(item, Column):
+        return 4
+    if item.primary_key:
+        return 0
+    return {"created_at": 2, "updated_at": 3}.get(item.name, 1)
 
-    MySQL has it for tables alone, and a table that batch mode copies has it for none of its indexes.
+
+def if_exists(context: MigrationContext, directives: Directives) -> None:
+    """Write IF EXISTS and IF NOT EXISTS for tables and indexes.
+
+    A migration that stopped halfway can then be run again, also on a database that has
+    committed a part of it.
     """
-    mysql = context.dialect.name == "mysql" and not getattr(context.dialect, "is_mariadb", False)
-
-    def mark(operations: Sequence[ops.MigrateOperation]) -> None:
-        for op in operations:
-            if isinstance(op, ops.CreateTableOp) or (
-                isinstance(op, ops.CreateIndexOp) and not mysql
-            ):
-                op.if_not_exists = True
-            elif isinstance(op, ops.DropTableOp) or (isinstance(op, ops.DropIndexOp) and not mysql):
-                op.if_exists = True
-            elif isinstance(op, ops.ModifyTableOps) and (
-                not context.opts["render_as_batch"]
-                or all(isinstance(each, ops.CreateIndexOp | ops.DropIndexOp) for each in op.ops)
-            ):
-                mark(op.ops)
-
     for container in containers(directives):
-        mark(container.ops)
+        mark_if_exists(context, container.ops)
 
 
-def skip_empty(context: MigrationContext, directives: list[ops.MigrationScript]) -> None:
-    """Write no revision file when nothing changed.
+def mark_if_exists(
+    context: MigrationContext, operations: Sequence[ops.MigrateOperation]
+) -> None:
+    """Mark some operations, and the operations inside them, with IF [NOT] EXISTS.
 
-    `alembic check` reads the directives afterwards, so that only those of `revision` are taken away.
+    MySQL has no such form for indexes. In batch mode, a table that is copied cannot
+    have it for its indexes either.
     """
-    if context.opts["fn"].__qualname__.startswith("revision.") and all(
-        container.is_empty() for container in containers(directives)
-    ):
+    is_mariadb = getattr(context.dialect, "is_mariadb", False)
+    has_index_form = is_mariadb or context.dialect.name != "mysql"
+    index_ops = (ops.CreateIndexOp, ops.DropIndexOp)
+    for each in operations:
+        if isinstance(each, index_ops) and not has_index_form:
+            continue
+        if isinstance(each, ops.CreateTableOp | ops.CreateIndexOp):
+            each.if_not_exists = True
+        elif isinstance(each, ops.DropTableOp | ops.DropIndexOp):
+            each.if_exists = True
+        elif isinstance(each, ops.ModifyTableOps):
+            only_indexes = all(isinstance(one, index_ops) for one in each.ops)
+            if only_indexes or not context.opts["render_as_batch"]:
+                mark_if_exists(context, each.ops)
+
+
+def skip_empty(directives: Directives) -> None:
+    """Write no revision file if nothing changed, and log that.
+
+    See "Don't Generate Empty Migrations with Autogenerate" in the cookbook.
+    """
+    if all(container.is_empty() for container in containers(directives)):
         directives.clear()
         log.info("The models and the database agree: no revision is written.")
 
 
-def containers(directives: list[ops.MigrationScript]) -> Iterable[ops.OpContainer]:
-    """Return the operations of each upgrade and downgrade."""
-    return [
-        container
-        for script in directives
-        for container in [*script.upgrade_ops_list, *script.downgrade_ops_list]
-    ]
+def containers(directives: Directives) -> Iterable[ops.OpContainer]:
+    """Give the operations of each upgrade and of each downgrade."""
+    for script in directives:
+        yield from script.upgrade_ops_list
+        yield from script.downgrade_ops_list
 
 
-# In the order in which they apply: what is empty is known last.
-REWRITES: dict[str, Callable[[MigrationContext, list[ops.MigrationScript]], None]] = {
+# They apply in this order, and before skip_empty, since they may leave nothing.
+REWRITES: dict[str, Callable[[MigrationContext, Directives], None]] = {
     "drop_table_alone": drop_table_alone,
     "sort_columns": sort_columns,
     "if_exists": if_exists,
-    "skip_empty": skip_empty,
 }

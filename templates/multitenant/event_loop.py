@@ -1,4 +1,10 @@
-"""Run migrations on an async engine, in an event loop of their own."""
+"""A run on an async engine, in an event loop of its own.
+
+A pooled connection belongs to the event loop that opened it (SQLAlchemy manual, "Using
+multiple asyncio event loops"). So a run takes no connection from an earlier loop and
+leaves none in the pool: the next command, which has a loop of its own, would fail on
+it. An owner without async drivers can delete this file.
+"""
 
 import asyncio
 from collections.abc import Callable
@@ -7,7 +13,7 @@ from contextlib import AbstractContextManager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, TypeVar
 
-from sqlalchemy import URL, Connection, StaticPool
+from sqlalchemy import Connection, Engine, StaticPool
 
 if TYPE_CHECKING:  # it needs greenlet, which sync drivers do without
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -15,14 +21,21 @@ if TYPE_CHECKING:  # it needs greenlet, which sync drivers do without
 T = TypeVar("T")
 
 
-def require_greenlet() -> None:
-    """Raise ImportError where greenlet is missing, which SQLAlchemy 2.0 would find out later."""
+def as_async_engine(engine: "Engine | AsyncEngine") -> "AsyncEngine":
+    """Return an engine of an async driver as an AsyncEngine.
+
+    Raises ImportError without greenlet. SQLAlchemy 2.0 would raise only when the engine
+    connects, and 2.1 no longer installs greenlet by itself.
+    """
     if find_spec("greenlet") is None:
         raise ImportError("No module named 'greenlet'")
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+    return AsyncEngine(engine) if isinstance(engine, Engine) else engine
 
 
-def runs() -> bool:
-    """Tell whether an event loop runs in this thread, where asyncio.run() would raise."""
+def is_running() -> bool:
+    """Tell whether an event loop runs in this thread: asyncio.run() would raise."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -33,32 +46,43 @@ def runs() -> bool:
 def run(
     engine: "AsyncEngine",
     work: Callable[[Connection], T],
-    connection_errors: Callable[[URL], AbstractContextManager[None]],
+    connection_errors: AbstractContextManager[None],
 ) -> T:
-    """Return what some work on a connection of the engine gives, and leave no open one in its pool.
+    """Call `work` with a connection of the engine, and return its result.
 
-    Where an event loop runs in this thread, the work is done in another thread while this one
-    waits. `connection_errors` words what is raised where no connection can be had.
+    If an event loop runs in this thread, the work is done in another thread while this
+    one waits. `connection_errors` turns the driver's error into a sentence if the
+    engine cannot connect.
     """
-    # A pooled connection is tied to the event loop that opened it: none is taken from an earlier
-    # loop, none is left to a later one. A StaticPool's one connection may be the database itself.
-    pooled = not isinstance(engine.pool, StaticPool)
+    done = run_in_loop(engine, work, connection_errors)
+    if not is_running():
+        return asyncio.run(done)
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        return thread.submit(asyncio.run, done).result()
 
-    async def connect_and_work() -> T:
-        if pooled:
-            await engine.dispose(close=False)
+
+async def run_in_loop(
+    engine: "AsyncEngine",
+    work: Callable[[Connection], T],
+    connection_errors: AbstractContextManager[None],
+) -> T:
+    """Connect, call `work` and empty the pool, all in one event loop.
+
+    What an earlier loop has pooled is dropped and not closed (`close=False`), since
+    only that loop could close it.
+    """
+    # A StaticPool is left alone: its one connection may be an SQLite database in
+    # memory.
+    is_pooled = not isinstance(engine.pool, StaticPool)
+    if is_pooled:
+        await engine.dispose(close=False)
+    try:
+        with connection_errors:
+            connection = await engine.connect()
         try:
-            with connection_errors(engine.url):
-                connection = await engine.connect()
-            try:
-                return await connection.run_sync(work)
-            finally:
-                await connection.close()
+            return await connection.run_sync(work)
         finally:
-            if pooled:
-                await engine.dispose()
-
-    if runs():
-        with ThreadPoolExecutor(max_workers=1) as thread:
-            return thread.submit(asyncio.run, connect_and_work()).result()
-    return asyncio.run(connect_and_work())
+            await connection.close()
+    finally:
+        if is_pooled:
+            await engine.dispose()

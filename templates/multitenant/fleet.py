@@ -1,440 +1,374 @@
-"""A command on the whole fleet: find the tenants, run those that are behind, say what came of it."""
+"""The fleet of one command: which of its tenants are meant, and where they are.
+
+Tenants that are already at the target are found by a few queries for all of them.
+Without that, a deployment without a new revision would open ten thousand transactions
+to do nothing. Nothing is changed here; fleet_run.py runs the command on what is found.
+"""
 
 import logging
-from collections import Counter, deque
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from inspect import getclosurevars
-from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
-from alembic import context
 from alembic.runtime.migration import MigrationContext
 from alembic.script.revision import MultipleHeads, ResolutionError
-from alembic.util import CommandError, load_python_file
+from alembic.util import CommandError
 from sqlalchemy import URL, Connection
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 
-here = Path(__file__).parent
-settings = load_python_file(here, "migration_settings.py")
-locking = load_python_file(here, "migration_lock.py")
-names = load_python_file(here, "tenant_names.py")
-schemas = load_python_file(here, "tenant_schemas.py")
-processes = load_python_file(here, "fleet_workers.py")
-runs = processes.runs
-replay = load_python_file(here, "replay.py")
+from . import tenant_names, tenant_schemas
+from .connections import run_on_url, url_of
+from .database_url import database_url, describe, parse_url, url_text
+from .fleet_servers import Servers, server_of
+from .fleet_settings import FleetSettings
+from .migration_lock import revisions_in, roll_back, version_errors
+from .settings import Settings, argument, command_of
+from .tenants import Tenant, asks_database, chosen, is_function, listed, part_of
 
 log = logging.getLogger("alembic.env")
+
+T = TypeVar("T")
+
+# What an error says of a tenant that does not exist.
+MISSING = (
+    "there is no schema or database of this name, correct it or create what is missing "
+    "by -x create=true"
+)
 
 
 @dataclass(frozen=True)
 class Fleet:
-    """Where the tenants are, which of them are meant, and what env.py does with one.
+    """Where the tenants are, and what env.py does with one.
 
-    `by_url` says that each tenant has a database of its own, with its name for {tenant} in `url`.
-    `given` is what names tenants, None for all. `on_engine` runs a function on a connection to a
-    URL; `configure` and `run_tenant` are those of env.py.
+    `migrations` is the context of the command itself, which has no tenant yet. `url` is
+    that of the server with the schemas, the one with {tenant}, or that of `registry` if
+    the option `tenants` gives URLs. `registry` is the database of `tenants_url`, None
+    if the option asks none. `has_own_urls` says that each tenant has a database of its
+    own. `run_tenant` is a function of env.py: it runs the command on a tenant, and
+    returns the revisions that the tenant is at then, None if it has changed nothing.
     """
 
+    settings: Settings
+    options: FleetSettings
+    migrations: MigrationContext
     url: URL
-    by_url: bool
-    given: Any
-    creates: bool
-    version_table: str
-    lock_timeout: float
-    on_engine: Callable[[URL, Callable[[Connection], Any]], Any]
-    configure: Callable[..., None]
-    run_tenant: Callable[..., bool]
+    registry: URL | None
+    has_own_urls: bool
+    servers: Servers
+    run_tenant: Callable[[Connection, Tenant], str | None]
 
-    def on_tenant(self, tenant: str, work: Callable[[Connection], Any]) -> Any:
-        """Run a function on a connection to the tenant's own database."""
-        return self.on_engine(names.url_of(tenant, self.url), work)
+    @property
+    def command(self) -> str | None:
+        """The name of the command, None for a function of a program's own."""
+        return command_of(self.settings, self.migrations)
 
+    def on_tenant(self, tenant: Tenant, work: Callable[[Connection], T]) -> T:
+        """Call `work` with a connection to the database of a tenant.
 
-MISSING = (
-    "there is no schema or database of this name, correct it or create what is missing by "
-    "-x create=true"
-)
+        It is opened for it and closed after it.
+        """
+        return self.servers.run_on(tenant.url or self.url, work)
 
-# What the summary says of the tenants that a command has changed.
-DONE = {"upgrade": "upgraded", "downgrade": "downgraded", "stamp": "stamped"}
+    def on_server(self, work: Callable[[Connection | None], T]) -> T:
+        """Call `work` with a connection to the database of the URL.
 
-
-def command() -> str:
-    """Return the name of the command of Alembic that runs, empty for what a program does."""
-    function = context.get_context().opts["fn"]
-    if function.__module__ != "alembic.command":
-        return ""
-    return str(function.__qualname__.partition(".")[0])
+        That has the schemas of the tenants, or knows their URLs. `work` gets None if
+        the settings say that each tenant has a database of its own.
+        """
+        return work(None) if self.has_own_urls else self.servers.run_on(self.url, work)
 
 
-def on_server(fleet: Fleet, work: Callable[[Connection | None], None]) -> None:
-    """Do some work on a connection that can tell who the tenants are, None where none is needed."""
-    if not fleet.by_url:
-        fleet.on_engine(fleet.url, work)
-        return
-    url = settings.option("tenants_url")
-    if url and names.asks_database(settings.option("tenants")):
-        fleet.on_engine(settings.parsed(url, "Option tenants_url"), work)
+def fleet_url(settings: Settings, options: FleetSettings, *, is_offline: bool) -> URL:
+    """Return the URL of the database, or that of the registry if it gives the URLs.
+
+    If the caller has given a connection, it is the URL of that. Raises CommandError if
+    there is none, and if `-x url` would have no effect.
+    """
+    if settings.connection is not None:
+        return url_of(settings.connection)
+    registry, text = registry_of(options), url_text(settings)
+    is_any = bool(settings.config.attributes.get("any_tenant"))  # see fleet_script.py
+    if registry is None or is_any or tenant_names.is_per_tenant(text):
+        return database_url(settings, is_offline=is_offline)
+    if argument(settings.config, "url") is not None:
+        raise CommandError(
+            "-x url=… has no effect, since the database of option tenants_url gives "
+            "the URL of each tenant: leave it out, or write {tenant} into it."
+        )
+    if settings.is_alembic_command:
+        if text:
+            log.warning("The database URL is not used: tenants_url gives the tenants'.")
+        if not is_offline:
+            log.info("Running on the tenants of %s.", describe(registry))
+    return registry
+
+
+def registry_of(options: FleetSettings) -> URL | None:
+    """Return the URL of the database that knows the tenants, None if none is asked.
+
+    Raises CommandError if there is a URL, and a plain list of names.
+    """
+    if not options.tenants_url:
+        return None
+    if asks_database(options.tenants):
+        return parse_url(options.tenants_url, "Option tenants_url")
+    if options.tenants:
+        raise CommandError(
+            "Option tenants_url has no effect, since option tenants is a list of names "
+            "and asks no database: take tenants_url away, or write a SELECT or a "
+            "function."
+        )
+    return None
+
+
+def make_fleet(
+    settings: Settings,
+    options: FleetSettings,
+    migrations: MigrationContext,
+    url: URL,
+    run_tenant: Callable[[Connection, Tenant], str | None],
+) -> Fleet:
+    """Return the fleet of a URL, which may be that of the caller's connection.
+
+    A connection of the caller leads to one database. On a server, that has the schemas
+    of all tenants, unless the settings say that it is one tenant's. Raises CommandError
+    if {tenant} stands in a wrong place of the URL.
+    """
+    registry = registry_of(options)
+    own = registry is not None
+    if settings.connection is None:
+        own = tenant_names.has_place(url) or own
+        if not own and not asks_database(options.tenants):
+            tenant_names.require_schemas(url)
     else:
-        work(None)
+        is_server = url.get_backend_name() in tenant_names.LONGEST
+        own = own or not is_server or tenant_names.is_per_tenant(url_text(settings))
+    servers = Servers(settings)
+    return Fleet(settings, options, migrations, url, registry, own, servers, run_tenant)
 
 
-def meant(fleet: Fleet, connection: Connection | None) -> list[str]:
-    """Return the names of the tenants that the command is for, whether or not they exist."""
-    option = settings.option("tenants")
-    wanted: list[str] = names.chosen(fleet.given, option, lambda: names.listed(option, connection))
-    names.check(wanted, fleet.url.get_backend_name(), fleet.url if fleet.by_url else None)
-    return wanted
+def meant(fleet: Fleet, connection: Connection | None) -> list[Tenant]:
+    """Return the tenants that the command is for, with their URLs; some may not exist.
+
+    Raises CommandError if nobody has named a tenant for a command that could destroy
+    the data of all, and for a name that no tenant can have.
+    """
+    options = fleet.options
+    known = cache(partial(all_tenants, fleet, connection))
+    names = chosen(options, lambda: [each.name for each in known()])
+    is_dangerous = fleet.command in {"downgrade", "stamp"}
+    index, parts = options.part
+    if options.given is None and len(names) > 1 and is_dangerous:
+        some = f"part {index}/{parts} of" if parts > 1 else "all"
+        raise CommandError(
+            f"No tenant is named, and {fleet.command} would change {some} {len(names)}: "
+            "add -x tenant=all if that is meant, or name some by -x tenant=a,b (a "
+            'program does so in Config.attributes["tenant"]).'
+        )
+    tenants = with_urls(fleet, names, known)
+    tenant_names.require_names(tenants, fleet.url, fleet.settings.version_table)
+    found = [each for each in tenants if part_of(each.name, parts) == index]
+    if not found:
+        log.info("Part %d/%d has no tenant.", index, parts)
+    return found
 
 
-def find(fleet: Fleet, connection: Connection | None, *, versions: bool) -> list[Any]:
+def all_tenants(fleet: Fleet, connection: Connection | None) -> list[Tenant]:
+    """Return all tenants; ask the registry who they are, or else `connection`.
+
+    Raises CommandError if their URLs are given where they would not be used.
+    """
+    option, registry = fleet.options.tenants, fleet.registry
+    if registry is None:
+        tenants = listed(option, connection)
+    else:
+        tenants = run_on_url(registry, partial(listed, option), fleet.settings)
+    has_urls = tenants[0].url is not None
+    has_place = tenant_names.has_place(fleet.url)
+    if has_urls and has_place:
+        raise CommandError(
+            "Option tenants gives the URL of each tenant, and the database URL has "
+            "{tenant} in it: take one of the two away."
+        )
+    if has_urls and not registry and not can_give_urls(fleet):
+        raise CommandError(
+            "Option tenants gives the URL of each tenant: set option tenants_url to "
+            "the URL of the database that it asks."
+        )
+    is_callers = fleet.settings.connection is not None
+    if not (registry is None or is_callers or has_urls or has_place):
+        raise CommandError(
+            "Option tenants gives names without URLs: expected a name and a URL for "
+            "each, {tenant} in the database URL, or no option tenants_url."
+        )
+    return tenants
+
+
+def can_give_urls(fleet: Fleet) -> bool:
+    """Tell whether the option `tenants` is asked for URLs, without a `tenants_url`.
+
+    A SELECT is not, since it is not run for one tenant that is named. The connection of
+    a caller leads to one database.
+    """
+    option = fleet.options.tenants
+    is_asked = isinstance(option, str) and is_function(option)
+    return is_asked and fleet.settings.connection is None
+
+
+def with_urls(
+    fleet: Fleet, names: list[str], known: Callable[[], list[Tenant]]
+) -> list[Tenant]:
+    """Return the tenants of these names, with a URL if each has a database of its own.
+
+    `known` returns all tenants; it is called if a URL could come from there. Raises
+    CommandError for a tenant that is not known there.
+    """
+    if tenant_names.has_place(fleet.url):
+        urls = [tenant_names.url_of_tenant(name, fleet.url) for name in names]
+        return [Tenant(name, url) for name, url in zip(names, urls, strict=True)]
+    if fleet.registry is not None or can_give_urls(fleet):
+        found = {each.name: each for each in known() if each.url is not None}
+        unknown = [repr(name) for name in names if name not in found]
+        if found and unknown:
+            raise CommandError(
+                f"Tenant {', '.join(unknown)} is unknown: option tenants gives no URL "
+                "for it, correct the name."
+            )
+        if found:
+            return [found[name] for name in names]
+    if not fleet.has_own_urls:
+        tenant_names.require_schemas(fleet.url)
+    return [Tenant(name) for name in names]
+
+
+def find(
+    fleet: Fleet, connection: Connection | None, *, versions: bool
+) -> list[Tenant]:
     """Return the tenants that the command is for, and what is known of them.
 
-    `versions` asks for the revisions that they are at. Nothing is changed. Raises CommandError for
-    a tenant that is named and does not exist.
+    `versions` asks for the revisions that they are at, too. Raises CommandError for a
+    tenant that the command names and that does not exist, unless it may be created.
+    One that the option `tenants` lists is returned as missing: its own run will fail,
+    and the others go on.
     """
-    callers = connection is not None and connection.in_transaction()
-    wanted = meant(fleet, connection)
-    if fleet.by_url:
-        tasks = [look_by_url(fleet, name, versions=versions) for name in wanted]
-    else:
+    in_callers = connection is not None and connection.in_transaction()
+    found = meant(fleet, connection)
+    table = fleet.settings.version_table
+    if any(each.url for each in found):
+        found = look_by_url(fleet, found, versions=versions)
+    elif found:
         assert connection is not None
-        known = schemas.look(
-            connection, wanted, fleet.version_table, versions=versions, callers=callers
-        )
-        tasks = [runs.Task(name, name, *known.get(name, (True,))) for name in wanted]
-    if connection is not None and not callers:
+        names = [each.name for each in found]
+        found = tenant_schemas.find_schemas(connection, names, table)
+        if versions:
+            found = tenant_schemas.with_versions(
+                connection, found, table, in_callers=in_callers
+            )
+    if connection is not None and not in_callers:
         connection.rollback()
-    missing = [task.tenant for task in tasks if task.missing]
-    if missing and fleet.given not in (None, "all") and not fleet.creates:
-        raise CommandError(f"Tenant {', '.join(map(repr, missing))} is unknown: {MISSING}.")
-    return tasks
+    missing = [repr(each.name) for each in found if each.is_missing]
+    is_named = fleet.options.given not in (None, "all")
+    if missing and is_named and not fleet.options.creates:
+        raise CommandError(f"Tenant {', '.join(missing)} is unknown: {MISSING}.")
+    return found
 
 
-def look_by_url(fleet: Fleet, tenant: str, *, versions: bool) -> Any:
-    """Return a tenant that has a database of its own."""
-    url = names.url_of(tenant, fleet.url)
-    file = str(url.database).removeprefix("file:").partition("?")[0]
-    task = runs.Task(tenant, missing=url.get_backend_name() == "sqlite" and not is_file(file))
-    if task.missing or not versions:
-        return task
+def look_by_url(fleet: Fleet, tenants: list[Tenant], *, versions: bool) -> list[Tenant]:
+    """Return what is known of tenants that have databases of their own.
 
-    def heads(connection: Connection) -> tuple[str, ...]:
-        opts = {"version_table": fleet.version_table}
-        return tuple(sorted(MigrationContext.configure(connection, opts=opts).get_current_heads()))
+    Only of an SQLite file it is known whether it exists. A version that cannot be read
+    stays None, and is logged; a server that is down is logged once.
+    """
+    opts = {"version_table": fleet.settings.version_table}
+    down = fleet.servers.down
 
+    def read_heads(connection: Connection) -> tuple[str, ...]:
+        context = MigrationContext.configure(connection, opts=opts)
+        return tuple(sorted(context.get_current_heads()))
+
+    found: list[Tenant] = []
+    for tenant in tenants:
+        assert tenant.url is not None
+        is_file = tenant.url.get_backend_name() == "sqlite"
+        missing = is_file and not exists(tenant_names.file_of(tenant.url))
+        heads = None
+        if versions and not missing and server_of(tenant.url) not in down:
+            try:
+                heads = fleet.on_tenant(tenant, read_heads)
+            except (CommandError, SQLAlchemyError) as error:  # as its own run will do
+                log.warning("Tenant %r: %s", tenant.name, describe_error(error))
+        found.append(replace(tenant, is_missing=missing, heads=heads))
+    return found
+
+
+def exists(path: Path) -> bool:
+    """Tell whether there is a file; False in a folder that may not be read."""
     try:
-        return task._replace(heads=fleet.on_tenant(tenant, heads))
-    except (CommandError, SQLAlchemyError) as error:  # the others go on; its run will say it too
-        log.warning("Tenant %r: %s", tenant, runs.described(error))
-        return task
-
-
-def is_file(path: str) -> bool:
-    """Tell whether there is a file; a name that is too long has none."""
-    try:
-        return Path(path).is_file()
+        return path.is_file()
     except OSError:
         return False
 
 
-def migrate(fleet: Fleet, *, jobs: int, fail_fast: bool, replays: bool) -> None:
-    """Run a command that migrates on all tenants that it has something to do for."""
-    run = runs.Run(DONE.get(command(), "migrated"), fleet.lock_timeout, fail_fast=fail_fast)
-    by_command = settings.run_by_alembic_command()
-    serve = partial(serve_tenants, fleet)
-    with processes.stoppable(run, by_command=by_command), processes.workers(jobs, serve) as workers:
-        on_server(fleet, lambda connection: plan(fleet, run, connection, len(workers), replays))
-        with runs.progress(run):
-            if workers:
-                processes.share(run, workers)
-            else:
-                processes.work_alone(run, serve)
-    runs.report(run, by_command=by_command)
-
-
-def plan(
-    fleet: Fleet, run: Any, connection: Connection | None, workers: int, replays: bool
-) -> None:
-    """Put into the run what is to do for each tenant, and what is known to be done or to fail."""
-    replays = replays and command() in {"upgrade", "downgrade"}
-    has_steps_from = cache(has_steps)
-    for task in find(fleet, connection, versions=replays or not fleet.by_url):
-        if task.missing and not fleet.creates:
-            run.record(runs.Result(task.tenant, "failed", f"{MISSING}."))
-        elif task.heads is not None and not has_steps_from(task.heads):
-            run.record(runs.Result(task.tenant, "current"))
-        else:
-            run.tasks.append(task._replace(heads=()) if task.missing else task)
-    free = free_connections(fleet, run, connection) if run.tasks and workers else None
-    if free is not None and workers > free:
-        raise CommandError(
-            f"{workers} jobs need {workers} connections, and the server has {free} left: set jobs "
-            f"to {free} or less, or raise max_connections."
-        )
-    if replays:
-        render(fleet, run, connection)
-
-
-def free_connections(fleet: Fleet, run: Any, connection: Connection | None) -> int | None:
-    """Return how many connections the server has left, None where the tenants have no common one."""
-    if not fleet.by_url:
-        return int(schemas.free_connections(connection))
-    if fleet.url.get_backend_name() == "sqlite" or "{tenant}" in (fleet.url.host or ""):
-        return None
-    try:
-        return int(fleet.on_tenant(run.tasks[0].tenant, schemas.free_connections))
-    except CommandError:
-        return None  # there is no connection to this one, which its own run will say
-
-
-def has_steps(heads: tuple[str, ...]) -> bool:
+def has_steps(fleet: Fleet, heads: tuple[str, ...]) -> bool:
     """Tell whether the command has something to do for a tenant that is at `heads`.
 
-    Raises CommandError where the destination is at fault, and not the tenant.
+    Raises CommandError if the destination of the command is wrong: it is wrong for each
+    tenant. It is True for a tenant at a revision that has no file here, whose own run
+    will say so.
     """
-    migrations = context.get_context()
+    migrations = fleet.migrations
     if migrations.purge:
         return True
     try:
-        with settings.known_version():
+        with version_errors(migrations):
             return bool(list(migrations.opts["fn"](heads, migrations)))
     except CommandError as error:
         if isinstance(error.__cause__, ResolutionError | MultipleHeads):
             raise
-        return True  # its own run will say what is wrong
+        return True  # the tenant's version is wrong, and not the destination
 
 
-def render(fleet: Fleet, run: Any, connection: Connection | None) -> None:
-    """Give each task the statements to replay, rendered once for all that start where it does."""
-    starts: dict[tuple[str, ...], Any] = {}
-    for task in run.tasks:
-        if task.heads is not None:
-            starts.setdefault(task.heads, task)
-    rendered: dict[tuple[str, ...], Any] = {}
-    for heads, task in starts.items():
-        schema = None if fleet.by_url else replay.PLACE
-        rendering = partial(replay.render, fleet.configure, schema, heads)
-        try:
-            rendered[heads] = (
-                fleet.on_tenant(task.tenant, rendering) if fleet.by_url else rendering(connection)
-            )
-        except CommandError as error:
-            log.info("From %s nothing is replayed: %s.", " ".join(heads) or "base", error)
-    run.tasks = deque(task._replace(script=rendered.get(task.heads)) for task in run.tasks)
+def describe_error(
+    error: BaseException, *, commits: bool = False, has_run: bool = False
+) -> str:
+    """Return one line that says what was raised, in which revision, and what it left.
 
-
-def serve_tenants(fleet: Fleet, tasks: Iterator[Any], report: Callable[[Any], None]) -> None:
-    """Run tenants as they come, in a worker process or in this one."""
-    if fleet.by_url:
-        for task in tasks:
-            report(runs.attempt(task, partial(run_by_url, fleet)))
-        return
-    first = next(tasks, None)
-    if first is not None:  # a worker without a task needs no connection
-        every = chain([first], tasks)
-        fleet.on_engine(fleet.url, lambda own: serve_on(fleet, own, every, report))
-
-
-def run_by_url(fleet: Fleet, task: Any) -> bool:
-    """Run a tenant on a connection to its own database."""
-    return bool(fleet.on_tenant(task.tenant, lambda own: fleet.run_tenant(own, task)))
-
-
-def serve_on(
-    fleet: Fleet, connection: Connection, tasks: Iterator[Any], report: Callable[[Any], None]
-) -> None:
-    """Run tenants as they come, on one connection."""
-    for task in tasks:
-        if connection.invalidated:
-            with settings.connection_errors(fleet.url):
-                connection.connection  # noqa: B018 - connects
-        result = runs.attempt(task, partial(fleet.run_tenant, connection))
-        # A transaction left open would be taken for a caller's by the next tenant.
-        connection.rollback()
-        if result.outcome == "failed":
-            connection.invalidate()
-        report(result)
-
-
-def read(fleet: Fleet, connection: Connection | None) -> None:
-    """Run a command that only reads on one tenant, the first that is meant; `current` reads all."""
-    if command() == "current":
-        show_current(fleet, connection)
-        return
-    tasks = find(fleet, connection, versions=False)
-    if command() != "ensure_version":  # which creates a table, in each tenant
-        del tasks[1:]
-    for task in tasks:
-        if task.missing:
-            raise CommandError(
-                f"Tenant {task.tenant!r} has no schema or database yet: name another, or create it "
-                "by `alembic -x tenant=… -x create=true upgrade head`."
-            )
-        if fleet.by_url:
-            try:
-                run_by_url(fleet, task)
-            except DBAPIError as error:
-                reason = runs.described(error)
-                raise CommandError(f"Tenant {task.tenant!r} failed: {reason}.") from error
-        else:
-            fleet.run_tenant(connection, task, put_back=True)
-    if command() == "check" and settings.option("tenants"):
-        compare_versions(fleet, connection, tasks[0].tenant)
-
-
-def compare_versions(fleet: Fleet, connection: Connection | None, tenant: str) -> None:
-    """Raise CommandError where other tenants are not at the revisions of the one that was checked."""
-    tasks = find(replace(fleet, given=None), connection, versions=True)
-    (reference,) = [task for task in tasks if task.tenant == tenant] or find(
-        replace(fleet, given=[tenant]), connection, versions=True
-    )
-    others = [task for task in tasks if task.heads != reference.heads]
-    if others:
-        shown = ", ".join(f"{task.tenant!r} ({at(task)})" for task in others[:5])
-        raise CommandError(
-            f"{len(others)} of {len(tasks)} tenants are not at {at(reference)}, where {tenant!r} "
-            f"is: {shown}{', …' if len(others) > 5 else ''}; run `alembic upgrade head`."
+    `commits` says that the database commits at each DDL statement. `has_run` says that
+    a part of a revision may have run even if no revision stands in the traceback, as in
+    a replay. A CommandError is a sentence already, and is returned as it is.
+    """
+    reason, *more = str(getattr(error, "orig", None) or error).strip().split("\n")
+    if isinstance(error, CommandError):
+        return reason
+    revisions = revisions_in(error)
+    # PostgreSQL names the row there, such as "Key (email)=(…) already exists."
+    details = [each for each in more if each.startswith("DETAIL:")]
+    details = [each.partition(":")[2].strip() for each in details]
+    said = "; DETAIL: ".join([f"{type(error).__name__}: {reason}", *details[:1]])
+    if revisions:
+        said += " (revision {}, line {})".format(*revisions[-1])
+    if commits and (revisions or has_run):
+        said += (
+            "; a part of the revision may be committed, since the database commits at "
+            "each DDL statement: undo it by hand, or do the rest by hand and stamp the "
+            "tenant, then run the command again"
         )
+    return said
 
 
-def at(task: Any) -> str:
-    """Return the revisions of a tenant as people read them."""
-    if task.missing:
-        return "missing"
-    return " ".join(task.heads) or "base" if task.heads is not None else "unreadable"
+@contextmanager
+def left_without_transaction(connection: Connection | None) -> Iterator[None]:
+    """Leave a caller's connection without a transaction, if it had none before.
 
-
-def state(heads: tuple[str, ...] | None) -> str:
-    """Tell where tenants at these revisions stand against the heads of the revision files."""
-    if heads is None:
-        return "unknown"
+    A SELECT opens one, in which the caller would go on without knowing.
+    """
+    is_ours = connection is not None and not connection.in_transaction()
     try:
-        included = {script.revision for script in context.script.get_all_current(heads)}
-    except CommandError:  # a revision that has no file here
-        return "unknown"
-    return "head" if included.issuperset(context.script.get_heads()) else "behind"
-
-
-def show_current(fleet: Fleet, connection: Connection | None) -> None:
-    """Print where the tenants are, and how many are at each version: unknown and behind first."""
-    order = ["unknown", "behind", "head"]
-    tasks = find(fleet, connection, versions=True)
-    state_at = cache(state)
-    states = {task.tenant: state_at(task.heads) for task in tasks}
-    tasks.sort(key=lambda task: order.index(states[task.tenant]))
-    counts = Counter((states[task.tenant], at(task)) for task in tasks)
-    show = context.config.print_stdout
-    for task in tasks:
-        tenant = task.tenant if task.tenant.isprintable() else repr(task.tenant)
-        show("%s: %s (%s)", tenant, at(task), states[task.tenant])
-    show("\n%7s  %-7s  %s", "tenants", "state", "revision")
-    for (where, revision), count in counts.items():
-        show("%7d  %-7s  %s", count, where, revision)
-    # The function of the command is not called: it would print once for each tenant.
-    checks = getclosurevars(context.get_context().opts["fn"]).nonlocals.get("check_heads")
-    if checks and set(states.values()) != {"head"}:
-        raise CommandError("Not all tenants are at the head: run `alembic upgrade head`.")
-
-
-def run_given(fleet: Fleet, connection: Connection) -> None:
-    """Run tenants on the connection of the caller, one after the other.
-
-    Where the connection leads to a tenant's own database, it is that tenant. Else one that a
-    program names for an upgrade is created where it does not exist. Where the caller's transaction
-    has begun, the first that fails ends the run, since the database may have ended the transaction.
-    """
-    if fleet.by_url:
-        if fleet.given is not None:
-            check_given(fleet, connection)
-        fleet.run_tenant(connection, runs.Task("", timeout=fleet.lock_timeout))
-        return
-    callers = connection.in_transaction()
-    if connection.dialect.name != "postgresql" and schemas.current(connection) is None:
-        raise CommandError(
-            "The connection has no database that it could be put back to, and USE would leave it "
-            "at a tenant's: name one in its URL."
-        )
-    if not callers:
-        connection.rollback()
-    migrations = context.get_context()
-    reads = locking.only_reads(migrations)
-    if reads and command():
-        read(fleet, connection)
-        return
-    function = migrations.opts["fn"].__qualname__
-    upgrades = function.startswith(("upgrade.", "Migrations.upgrade.", "Migrations.create_all."))
-    if fleet.given and upgrades and not names.several(fleet.given):
-        fleet = replace(fleet, creates=True)
-    tasks = find(fleet, connection, versions=False)
-    if reads and len(tasks) > 1:
-        raise CommandError(
-            f"{len(tasks)} tenants are meant, and what is asked for is known of one at a time: name "
-            'it in Migrations(connection, tenant=[name]) or Config.attributes["tenant"].'
-        )
-    run = runs.Run(DONE.get(command(), "migrated"), fleet.lock_timeout, fail_fast=False)
-
-    def run_tenant(task: Any) -> bool:
-        if task.missing and not fleet.creates:
-            raise CommandError(f"Tenant {task.tenant!r} failed: {MISSING}.")
-        return fleet.run_tenant(connection, task, put_back=True)
-
-    for task in tasks:
-        last = task._replace(timeout=fleet.lock_timeout, first=False)
-        if len(tasks) == 1 or callers:
-            run_tenant(last)
-        else:
-            run.record(runs.attempt(last, run_tenant))
-    if run.counts:
-        runs.report(run, by_command=False)
-
-
-def check_given(fleet: Fleet, connection: Connection) -> None:
-    """Raise CommandError where a connection to a tenant's database is not to the one that is named."""
-    wanted = meant(fleet, connection)
-    if len(wanted) != 1:
-        raise CommandError(
-            f"{len(wanted)} tenants are named, and the connection leads to the database of one: "
-            "name one, or pass no connection."
-        )
-    template = settings.url_text()
-    if "{tenant}" in (template or ""):
-        names.check_place(wanted[0], settings.parsed(template), connection.engine.url)
-
-
-def write_scripts(
-    fleet: Fleet, given: Connection | None, configure: Callable[[str | None], None]
-) -> None:
-    """Write the command's script for each tenant (`--sql`), after what leads to the tenant.
-
-    Where the names are to be asked for, it is on the connection that the caller has given.
-    """
-    wanted: list[str] = []
-
-    def ask(connection: Connection | None) -> None:
-        callers = connection is None or connection.in_transaction()
-        wanted.extend(meant(fleet, connection))
-        if connection is not None and not callers:
-            connection.rollback()
-
-    # A name needs no database, the fleet may.
-    is_fleet = fleet.given is None or names.several(fleet.given)
-    if given is None and is_fleet and names.asks_database(settings.option("tenants")):
-        on_server(fleet, ask)
-    else:
-        ask(given)
-    for tenant in wanted:
-        configure(None if fleet.by_url else tenant)
-        dialect = context.get_context().dialect
-        if fleet.by_url:
-            context.static_output(f"-- {str(names.url_of(tenant, fleet.url))!r}")
-        else:
-            for statement in schemas.statements_to_enter(dialect, tenant, creates=fleet.creates):
-                context.static_output(f"{statement};")
-        with settings.known_version(), context.begin_transaction():
-            context.run_migrations()
-        if not fleet.by_url and dialect.name == "postgresql":
-            context.static_output("RESET search_path;")
+        yield
+    finally:
+        if connection is not None and is_ours:
+            with suppress(Exception):  # the connection is lost; the first error counts
+                roll_back(connection)

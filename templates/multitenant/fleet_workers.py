@@ -1,4 +1,12 @@
-"""Worker processes that share the tenants of a run, and what ends them before its end."""
+"""Worker processes that share the tenants of a run, and what stops them early.
+
+They are processes and not threads, since Alembic keeps the environment that runs in
+globals. Each gets one tenant at a time, so that a slow tenant does not hold up others.
+If a worker dies, only the tenant that it was at fails, and the other workers go on.
+
+The first Ctrl-C lets the tenants in progress finish, so that a deployment that is
+stopped leaves no tenant halfway. The second one rolls them back.
+"""
 
 import logging
 import multiprocessing
@@ -6,68 +14,57 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from alembic.util import CommandError, load_python_file
+from alembic.util import CommandError
 
-runs = load_python_file(Path(__file__).parent, "fleet_run.py")
+from .fleet import describe_error
+from .fleet_report import Result, Run
+from .tenants import Tenant
 
 log = logging.getLogger("alembic.env")
 
-
-def number_of_jobs(value: Any) -> int:
-    """Return the number of worker processes from its setting, 1 where it is not set."""
-    try:
-        jobs = 1 if value is None else int(str(value))
-    except (TypeError, ValueError):
-        jobs = 0
-    if jobs < 1:
-        raise CommandError(f"jobs is {value!r}: expected a whole number, 1 or more.")
-    return jobs
+# What a worker does: it takes tenants as they come, and reports a result for each.
+Serve = Callable[[Iterator[Tenant], Callable[[Result], None]], None]
 
 
-class Worker(NamedTuple):
-    """A process, and the pipe that tasks go out by and results come in by."""
+@dataclass(frozen=True)
+class Worker:
+    """A process, and the pipe that sends tenants to it and gets its results."""
 
     process: BaseProcess
     pipe: Any
 
 
-Serve = Callable[[Iterator[Any], Callable[[Any], None]], None]
-
-
 @contextmanager
 def workers(jobs: int, serve: Serve) -> Iterator[list[Worker]]:
-    """Start the worker processes, none where this process does all, and end them.
+    """Start worker processes, and end them with the block.
 
-    They are forked, so that all have the script directory that this one has loaded: before any
-    connection is opened, which two processes must not use, and never beside other threads, whose
-    locks a fork would leave locked for ever.
+    The list is empty if this process has to do the work alone. A fork gives each worker
+    the revisions that this process has loaded. It is made while no connection is open,
+    since two processes must not use one (SQLAlchemy manual, "Using Connection Pools
+    with Multiprocessing or os.fork()"), and never beside other threads, since a lock
+    that one of them holds would stay locked for ever (Python manual, os.fork). After an
+    error the workers are killed, and the server rolls their transactions back. Raises
+    CommandError if the system has no process left.
     """
-    if jobs > 1 and (obstacle := obstacle_to_forks()):
-        log.warning("One process does the work of %d jobs, since %s.", jobs, obstacle)
-        jobs = 1
+    jobs = possible_jobs(jobs)
     started: list[Worker] = []
     try:
         while jobs > 1 and len(started) < jobs:
-            mine, other = multiprocessing.Pipe()
-            inherited = [*(worker.pipe for worker in started), mine]
-            process = multiprocessing.get_context("fork").Process(
-                target=work, args=(serve, other, inherited), daemon=True
-            )
             try:
-                process.start()
+                started.append(started_worker(serve, started))
             except OSError as error:
                 raise CommandError(
-                    f"{jobs} worker processes cannot be started ({error}): set jobs to fewer."
+                    f"{jobs} worker processes cannot be started ({error}): set jobs to "
+                    "fewer."
                 ) from error
-            other.close()
-            started.append(Worker(process, mine))
         yield started
     except BaseException:
         for worker in started:
@@ -79,96 +76,162 @@ def workers(jobs: int, serve: Serve) -> Iterator[list[Worker]]:
             worker.process.join()
 
 
+def started_worker(serve: Serve, others: Sequence[Worker]) -> Worker:
+    """Start a worker process and return it.
+
+    It closes the ends of pipes that it inherits (its own and those of `others`): a
+    worker that holds one would keep another from seeing that its parent has died.
+    """
+    mine, its = multiprocessing.Pipe()
+    inherited = [*(worker.pipe for worker in others), mine]
+    fork = multiprocessing.get_context("fork")
+    process = fork.Process(target=work, args=(serve, its, inherited), daemon=True)
+    process.start()
+    its.close()
+    return Worker(process, mine)
+
+
+def possible_jobs(jobs: int) -> int:
+    """Return the number of processes that can be used for so many jobs.
+
+    It is 1 if this process cannot be forked, and a warning says why.
+    """
+    obstacle = obstacle_to_forks() if jobs > 1 else None
+    if obstacle:
+        log.warning("One process does the work of %d jobs, since %s.", jobs, obstacle)
+    return 1 if obstacle else jobs
+
+
 def obstacle_to_forks() -> str | None:
-    """Say why this process cannot be forked, None where it can."""
-    if "fork" not in multiprocessing.get_all_start_methods() or sys.platform == "darwin":
+    """Return why this process cannot be forked, None if it can.
+
+    macOS has fork, but its system libraries may crash after it, so Python does not use
+    it there (Python manual, multiprocessing, "Contexts and start methods").
+    """
+    can_fork = "fork" in multiprocessing.get_all_start_methods()
+    if not can_fork or sys.platform == "darwin":
         return "this system has no safe fork"
-    others = [each.name for each in threading.enumerate() if each != threading.current_thread()]
-    return (
-        f"it has other threads ({', '.join(others)}), which a fork would lose" if others else None
-    )
+    deadline = time.monotonic() + 0.1
+    while (others := other_threads()) and time.monotonic() < deadline:
+        time.sleep(0.005)  # a driver's thread ends a moment after its connection
+    if not others:
+        return None
+    return f"it has other threads ({', '.join(others)}), which a fork would lose"
+
+
+def other_threads() -> list[str]:
+    """Return the names of the threads that run beside this one."""
+    this = threading.current_thread()
+    return [each.name for each in threading.enumerate() if each != this]
 
 
 def work(serve: Serve, pipe: Any, inherited: Sequence[Any]) -> None:
-    """Serve tasks in a worker process until the pipe ends: also where its parent was killed."""
+    """Serve tenants in a worker process, until the parent closes the pipe or dies.
+
+    A worker ignores Ctrl-C, which a terminal sends to all processes: the parent
+    decides, and hands out no more tenants.
+    """
     for each in inherited:
         each.close()
-    for number in (signal.SIGINT, signal.SIGTERM):  # the parent hands out no more tasks
+    for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-
-    def tasks() -> Iterator[Any]:
-        with suppress(EOFError):
-            while True:
-                yield runs.Task(*pipe.recv())
-
     with suppress(BrokenPipeError):
         try:
-            serve(tasks(), lambda result: pipe.send(tuple(result)))
-        except Exception as error:  # noqa: BLE001 - no connection, for one
-            pipe.send(("", "lost", runs.described(error)))
+            serve(received_tenants(pipe), pipe.send)
+        except Exception as error:  # noqa: BLE001 - such as no connection
+            pipe.send(Result("", "lost", error=describe_error(error)))
 
 
-def share(run: Any, started: list[Worker]) -> None:
-    """Give each worker a task as it becomes free, until none is left.
+def received_tenants(pipe: Any) -> Iterator[Tenant]:
+    """Give the tenants that come in through a pipe, until the other end is closed."""
+    with suppress(EOFError):
+        while True:
+            yield pipe.recv()
 
-    A worker that dies costs the tenant that it was at; the others go on with the rest.
+
+def share(run: Run, started: list[Worker]) -> None:
+    """Give each worker a tenant when it is free, until all tenants have a result.
+
+    A worker that has died is not used again, and its tenant counts as failed. If no
+    worker is left, the rest of the tenants stay without a result, and are reported.
     """
-    busy: dict[Any, tuple[Worker, Any]] = {}
+    busy: dict[Any, tuple[Worker, Tenant]] = {}
     idle = list(started)
     while True:
-        while idle and (task := run.take()) is not None:
+        while idle and (tenant := run.take()) is not None:
             worker = idle.pop(0)
-            busy[worker.pipe] = (worker, task)
-            with suppress(BrokenPipeError):  # read as its end below
-                worker.pipe.send(tuple(task))
+            busy[worker.pipe] = (worker, tenant)
+            with suppress(BrokenPipeError):  # it has died, which is seen below
+                worker.pipe.send(tenant)
         if not busy:
             return
         for pipe in wait(list(busy)):
-            worker, task = busy.pop(pipe)
-            result = received(worker)._replace(tenant=task.tenant)
+            worker, tenant = busy.pop(pipe)
+            result = replace(received_result(worker), name=tenant.name)
             if result.outcome == "lost":
-                run.record(result._replace(outcome="failed"))
+                run.record(replace(result, outcome="failed"))
             else:
                 run.record(result)
                 idle.append(worker)
 
 
-def received(worker: Worker) -> Any:
-    """Return what a worker sends, `lost` where it has ended."""
+def received_result(worker: Worker) -> Result:
+    """Return the result that a worker sends; "lost" if the worker has ended.
+
+    The error then says how, such as by signal 9 if there was too little memory.
+    """
     try:
-        return runs.Result(*worker.pipe.recv())
+        result: Result = worker.pipe.recv()
     except (EOFError, ConnectionResetError):
         worker.process.join()
         code = worker.process.exitcode or 0
-        how = f"killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-        return runs.Result("", "lost", f"its worker process was {how}")
+        how = (
+            f"killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        )
+        return Result("", "lost", error=f"its worker process was {how}")
+    return result
 
 
-def work_alone(run: Any, serve: Serve) -> None:
-    """Do all tasks in this process."""
-    try:
-        serve(iter(run.take, None), run.record)
-    except CommandError as error:  # the connection is lost, and no other can be had
-        for tenant in list(run.under_way):
-            run.record(runs.Result(tenant, "failed", str(error)))
+def work_alone(run: Run, serve: Serve) -> None:
+    """Run all tenants in this process, without workers."""
+    serve(iter(run.take, None), run.record)
+
+
+class Stop:
+    """What a signal does: end the run after the tenants in progress, or at once.
+
+    The first signal sets a value of the run, which Run.take() looks at, and says so.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+
+    def __call__(self, number: int, _frame: object) -> None:
+        """Handle a signal; raise KeyboardInterrupt for the second."""
+        if self.run.stopped_by:
+            raise KeyboardInterrupt
+        self.run.stopped_by = number
+        self.run.fleet.servers.stopped[0] = 1
+        message = (
+            f"\nFinishing the {len(self.run.under_way)} tenants in progress. "
+            "Press Ctrl-C again to roll them back and stop now.\n"
+        )
+        # A print() may have been interrupted, and a second one would raise an error.
+        os.write(sys.stderr.fileno(), message.encode())
 
 
 @contextmanager
-def stoppable(run: Any, *, by_command: bool) -> Iterator[None]:
-    """Let the first Ctrl-C, or SIGTERM, end the run after the tenants in flight; the second at once."""
+def stoppable(run: Run, *, by_command: bool) -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM stop the run of the `alembic` command; see Stop.
 
-    def stop(number: int, _frame: Any) -> None:
-        if run.stopped_by:
-            raise KeyboardInterrupt
-        run.stopped_by = number
-        count = len(run.under_way)
-        message = f"\nFinishing {count} in flight; the same again rolls back.\n"
-        os.write(sys.stderr.fileno(), message.encode())  # what print() does may be under way
-
+    In a program they do what the program says. The handlers from before are put back.
+    """
     if not by_command:
-        yield  # what a signal does is the program's to say
+        yield
         return
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    stop = Stop(run)
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, stop) for number in numbers}
     try:
         with suppress(KeyboardInterrupt):
             yield

@@ -1,251 +1,365 @@
-"""Where the tables of a tenant stand: a schema on PostgreSQL, a database on MySQL and MariaDB.
+"""Where the tables of a tenant are: a schema on PostgreSQL, a database elsewhere.
 
-Whoever asks for a table without naming a schema gets that of the tenant, by `search_path` or `USE`.
+The models and the revisions name no schema. A table's name leads to the tenant on
+PostgreSQL by search_path, which the migration lock sets, and on MySQL and MariaDB by
+USE. (The first is "Rudimental Schema-Level Multi Tenancy for PostgreSQL Databases" in
+Alembic's cookbook.) If a session stayed at one tenant, the next tenant's tables would
+be created there. So each run enters its tenant first, and later checks that it is
+there.
 """
 
-from collections.abc import Callable, Iterator
+import copy
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import replace
 from typing import Any
 
 from alembic.runtime.migration import MigrationContext
+from alembic.util import CommandError
 from sqlalchemy import Connection, Dialect, bindparam, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.schema import CreateTable
 
-# One UNION ALL of thousands takes the server minutes to plan, and a lock for each table of it.
+from .metadata import Models, tables_of
+from .migration_lock import reads_only
+from .settings import Settings
+from .tenant_names import identifier
+from .tenants import Tenant
+
+# So many tenants are read by one query. A UNION ALL of thousands of tables takes the
+# server minutes to plan, and needs a lock for each table (max_locks_per_transaction).
 CHUNK = 200
 
-# What a revision has set on its session must not meet the next tenant of the same connection.
-NEW_SESSION = "DO 'BEGIN RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL; DISCARD TEMP; END'"
+# The next tenant on the connection must not find what a revision has set on the
+# session. DISCARD ALL (PostgreSQL manual) would not do: it cannot be sent in a
+# transaction, and it drops the statements that a driver has prepared.
+NEW_SESSION = (
+    "DO 'BEGIN RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL; DISCARD TEMP; END'"
+)
 
 
 def quoted(dialect: Dialect, *names: str) -> str:
-    """Return names as identifiers of an SQL statement, whatever characters they hold."""
+    """Return names as quoted identifiers of SQL, whatever characters they contain.
+
+    SQLAlchemy's own quote() leaves out the quotes if it sees no need for them.
+    """
     quote = dialect.identifier_preparer.initial_quote
     return ".".join(f"{quote}{name.replace(quote, quote * 2)}{quote}" for name in names)
 
 
-def run(connection: Connection, statement: str) -> Any:
-    """Run a statement as it is: a driver that gets parameters would take each % for one."""
-    return connection.exec_driver_sql(statement, execution_options={"no_parameters": True})
+def send(connection: Connection, statement: str) -> Any:
+    """Run a statement without parameters, and return its result.
 
-
-def look(
-    connection: Connection,
-    names: list[str],
-    version_table: str,
-    *,
-    versions: bool,
-    callers: bool,
-) -> dict[str, tuple[bool, bool, tuple[str, ...] | None]]:
-    """Return what is known of the tenants that exist, as the fields of a task.
-
-    They are False for `missing`, whether there is a version table, and its revisions, None where
-    they are not asked for, or cannot be read.
+    A tenant's name may contain a %, which a driver would otherwise take for one.
     """
-    has_table = existing(connection, names, version_table)
-    with_table = [name for name in names if has_table.get(name)]
-    read: dict[str, tuple[str, ...]] = {}
-    if versions:
-        read = read_versions(connection, with_table, version_table, callers=callers)
-    return {name: (False, has, read.get(name) if has else ()) for name, has in has_table.items()}
+    options = {"no_parameters": True}
+    return connection.exec_driver_sql(statement, execution_options=options)
 
 
-def existing(connection: Connection, names: list[str], version_table: str) -> dict[str, bool]:
-    """Return the schemas of these names that the server has, and whether each has a version table."""
-    if connection.dialect.name == "postgresql":
-        query = (
-            "SELECT nspname, c.oid IS NOT NULL FROM pg_namespace n LEFT JOIN pg_class c "
-            "ON c.relnamespace = n.oid AND c.relname = :version_table AND c.relkind IN ('r', 'p') "
-            "WHERE true"
-        )
-        column = "nspname"
-    else:
-        query = (
-            "SELECT s.schema_name, t.table_name IS NOT NULL FROM information_schema.schemata s "
-            "LEFT JOIN information_schema.tables t ON t.table_schema = s.schema_name "
-            "AND t.table_name = :version_table WHERE true"
-        )
-        column = "s.schema_name"
-    parameters: dict[str, Any] = {"version_table": version_table}
-    statement = text(query)
-    if len(names) <= CHUNK:
-        statement = text(f"{query} AND {column} IN :names")
-        statement = statement.bindparams(bindparam("names", expanding=True))
-        parameters["names"] = names
-    wanted = set(names)  # to the letter: MySQL takes other cases for the same
-    return {
-        name: bool(has_table)
-        for name, has_table in connection.execute(statement, parameters)
-        if name in wanted
-    }
+def find_schemas(
+    connection: Connection, names: list[str], version_table: str
+) -> list[Tenant]:
+    """Return the tenants of these names; look for their schemas and version tables.
 
-
-def read_versions(
-    connection: Connection, names: list[str], version_table: str, *, callers: bool
-) -> dict[str, tuple[str, ...]]:
-    """Return the revisions of tenants that have a version table, a few hundred of them in a query.
-
-    One that cannot be read is left out: its own run will say why. In a transaction of the caller it
-    would end the transaction, and raises.
+    A tenant without a version table is known to be at no revision. Raises CommandError
+    for a name that the server takes for another one.
     """
-    found: dict[str, tuple[str, ...]] = {}
-    chunks = [names[start : start + CHUNK] for start in range(0, len(names), CHUNK)]
-    while chunks:
-        some = chunks.pop()
-        query = " UNION ALL ".join(
-            f"SELECT {number}, version_num FROM {quoted(connection.dialect, name, version_table)}"
-            for number, name in enumerate(some)
-        )
-        versions: dict[str, tuple[str, ...]] = dict.fromkeys(some, ())
-        try:
-            for number, version in run(connection, query):
-                versions[some[number]] += (version,)
-        except DBAPIError:
-            if callers:
-                raise
-            # A table is gone or may not be read: it is found among fewer and fewer.
-            half = len(some) // 2
-            chunks += [part for part in (some[:half], some[half:]) if part and half]
-        else:
-            found.update({name: tuple(sorted(heads)) for name, heads in versions.items()})
-        if not callers:
-            connection.rollback()  # gives the locks of so many tables back
+    if connection.dialect.name != "postgresql":
+        refuse_folded(connection, names)
+    tables: dict[str, set[str | None]] = {}
+    # Names are compared here, letter by letter: to MySQL, `acme` may equal `Acme`.
+    for name, table in schemas_with_tables(connection, names, version_table):
+        tables.setdefault(name, set()).add(table)
+    found: list[Tenant] = []
+    for name in names:
+        tenant = Tenant(name, schema=identifier(name), is_missing=name not in tables)
+        has_table = version_table in tables.get(name, ())
+        heads = None if has_table or tenant.is_missing else ()
+        if not tenant.is_missing:
+            tenant = replace(tenant, has_table=has_table, heads=heads)
+        found.append(tenant)
     return found
 
 
+def schemas_with_tables(
+    connection: Connection, names: list[str], version_table: str
+) -> list[Any]:
+    """Return rows of a schema's name and its version table's, None if it has none.
+
+    A few schemas are asked for by name. For many, the server returns all that it has,
+    since a list of thousands of parameters is slow, and too long for some drivers.
+    """
+    is_few = len(names) <= CHUNK
+    in_names = "{} IN :names" if is_few else "true"
+    if connection.dialect.name == "postgresql":
+        query = (
+            "SELECT nspname, relname FROM pg_namespace n LEFT JOIN pg_class c "
+            "ON c.relnamespace = n.oid AND c.relname = :version_table "
+            "AND c.relkind IN ('r', 'p') WHERE " + in_names.format("nspname")
+        )
+    else:
+        query = (
+            "SELECT schema_name, NULL FROM information_schema.schemata "
+            f"WHERE {in_names.format('schema_name')} "
+            "UNION ALL SELECT table_schema, table_name FROM information_schema.tables "
+            "WHERE table_name = :version_table "
+            f"AND {in_names.format('table_schema')}"
+        )
+    parameters: dict[str, Any] = {"version_table": version_table}
+    statement = text(query)
+    if is_few:
+        statement = statement.bindparams(bindparam("names", expanding=True))
+        parameters["names"] = names
+    return list(connection.execute(statement, parameters))
+
+
+def refuse_folded(connection: Connection, names: list[str]) -> None:
+    """Raise CommandError for a name with capitals if MySQL stores names in lower case.
+
+    Two tenants could then be one database (MySQL manual, "Identifier Case
+    Sensitivity").
+    """
+    folded = [name for name in names if name != name.lower()]
+    if folded and send(connection, "SELECT @@lower_case_table_names").scalar():
+        raise CommandError(
+            f"The name {folded[0]!r} cannot be a tenant's: the server takes it for "
+            f"{folded[0].lower()!r} (lower_case_table_names)."
+        )
+
+
+def with_versions(
+    connection: Connection,
+    tenants: list[Tenant],
+    version_table: str,
+    *,
+    in_callers: bool,
+) -> list[Tenant]:
+    """Return the tenants with the revisions that they are at, by a few queries for all.
+
+    A version that cannot be read stays None: the tenant's own run will say why. In a
+    transaction of the caller (`in_callers`) the error is raised, since the transaction
+    may be broken.
+    """
+    names = [each.name for each in tenants if each.has_table]
+    chunks = [names[start : start + CHUNK] for start in range(0, len(names), CHUNK)]
+    found: dict[str, tuple[str, ...]] = {}
+    while chunks:
+        some = chunks.pop()
+        try:
+            found |= read_versions(connection, some, version_table)
+        except DBAPIError:
+            if in_callers:
+                raise
+            # A table was dropped, or may not be read: look for it in each half.
+            half = len(some) // 2
+            chunks += [part for part in (some[:half], some[half:]) if part and half]
+        if not in_callers:
+            connection.rollback()  # releases the locks of so many tables
+    return [replace(each, heads=found.get(each.name, each.heads)) for each in tenants]
+
+
+def read_versions(
+    connection: Connection, names: list[str], version_table: str
+) -> dict[str, tuple[str, ...]]:
+    """Return the revisions of tenants that have a version table, by one query.
+
+    The tenants are numbered in it, so that no name has to be written as a value.
+    """
+    query = " UNION ALL ".join(
+        f"SELECT {number}, version_num "
+        f"FROM {quoted(connection.dialect, name, version_table)}"
+        for number, name in enumerate(names)
+    )
+    versions: dict[str, list[str]] = {name: [] for name in names}
+    for number, version in send(connection, query):
+        versions[names[number]].append(version)
+    return {name: tuple(sorted(heads)) for name, heads in versions.items()}
+
+
 def creation(dialect: Dialect, name: str) -> str:
-    """Return the statement that creates a tenant's schema, unless another run has done it."""
+    """Return the statement that creates a tenant's schema or database.
+
+    Another run may have created it since it was found to be missing.
+    """
     kind = "SCHEMA" if dialect.name == "postgresql" else "DATABASE"
     return f"CREATE {kind} IF NOT EXISTS {quoted(dialect, name)}"
 
 
-def statements_to_enter(dialect: Dialect, name: str, *, creates: bool) -> list[str]:
-    """Return what a script starts with, for the tables of its tenant to stand in the right schema."""
+def entrance(dialect: Dialect, name: str, *, creates: bool) -> list[str]:
+    """Return the statements with which a script (`--sql`) enters a tenant's schema.
+
+    `creates` says that the first of them creates the schema.
+    """
     enter = "SET search_path TO" if dialect.name == "postgresql" else "USE"
-    return [
-        *([creation(dialect, name)] if creates else []),
-        f"{enter} {quoted(dialect, name)}",
-    ]
+    statements = [creation(dialect, name)] if creates else []
+    return [*statements, f"{enter} {quoted(dialect, name)}"]
 
 
 @contextmanager
-def entered(connection: Connection, task: Any, *, put_back: bool) -> Iterator[None]:
-    """Let names without a schema mean those of a tenant; without a schema, change nothing.
+def entered(
+    connection: Connection,
+    tenant: Tenant,
+    migrations: MigrationContext,
+    settings: Settings,
+) -> Iterator[None]:
+    """Let table names lead to a tenant, until the block ends.
 
-    In a transaction of the caller nothing is committed. What the connection was set to is put back
-    where the caller goes on with it; one of our own starts anew for each tenant. A missing database
-    is created here, since USE would fail, a missing schema in the transaction of the migrations.
+    On MySQL and MariaDB, USE enters the tenant's database. If somebody goes on with the
+    connection, its caller or a command that reads, USE returns to the database from
+    before; if that fails, the session is ended. A missing database is created here,
+    since USE would fail. A missing schema of PostgreSQL is created later, in the
+    transaction of the migrations, so that a tenant whose first migration fails leaves
+    nothing behind.
     """
-    schema = task.schema
-    if schema is None:
+    if tenant.schema is None:
         yield
         return
-    dialect = connection.dialect
-    callers = connection.in_transaction()
-    before = current(connection) if put_back else None
-    if not put_back and dialect.name == "postgresql":
-        run(connection, NEW_SESSION)
-    if task.missing and dialect.name != "postgresql":
-        run(connection, creation(dialect, schema))
-    switch(connection, quoted(dialect, schema), local=callers)
-    if not callers:
-        connection.commit()
-    # What SQLAlchemy reflects without a schema is that of the tenant.
-    default_schema, dialect.default_schema_name = dialect.default_schema_name, schema
+    puts_back = settings.connection is not None or reads_only(migrations, settings)
+    with default_schema(connection, tenant.schema, is_shared=puts_back):
+        if connection.dialect.name == "postgresql":
+            if not puts_back:
+                send(connection, NEW_SESSION)
+                connection.commit()
+            yield
+        else:
+            with used_database(connection, tenant, puts_back=puts_back):
+                yield
+
+
+@contextmanager
+def used_database(
+    connection: Connection, tenant: Tenant, *, puts_back: bool
+) -> Iterator[None]:
+    """Enter a tenant's database, and with `puts_back` return to the one before.
+
+    Statements of the application after the run would otherwise change a tenant's
+    tables.
+    """
+    in_callers = connection.in_transaction()
+    before = current_database(connection) if puts_back else None
+    if tenant.is_missing:
+        send(connection, creation(connection.dialect, tenant.name))
     try:
+        use(connection, tenant.name, in_callers)
         yield
     except BaseException:
-        # Where the database has failed, the caller's rollback does it; the error is what counts.
-        with suppress(Exception):
-            put(connection, before, callers)
+        with suppress(Exception):  # use() has ended the session; the first error counts
+            use(connection, before, in_callers)
         raise
-    else:
-        put(connection, before, callers)
-    finally:
-        dialect.default_schema_name = default_schema
+    with nullcontext() if in_callers else suppress(Exception):
+        use(connection, before, in_callers)
 
 
-def put(connection: Connection, back: str | None, callers: bool) -> None:
-    """Set a connection back to what it was set to, unless that is None."""
-    if back is not None:
-        switch(connection, back, local=callers)
-        if not callers:
+def current_database(connection: Connection) -> str | None:
+    """Return the database of a MySQL or MariaDB session, None if it has none."""
+    name: str | None = send(connection, "SELECT DATABASE()").scalar()
+    return name
+
+
+def use(connection: Connection, database: str | None, in_callers: bool) -> None:
+    """Enter a database, unless it is None; end the session if that fails, and raise."""
+    if database is None or connection.invalidated:
+        return
+    try:
+        send(connection, f"USE {quoted(connection.dialect, database)}")
+        if not in_callers:
             connection.commit()
+    except BaseException:
+        connection.invalidate()
+        if not in_callers:
+            connection.rollback()
+        raise
 
 
-def current(connection: Connection) -> str | None:
-    """Return what the connection is set to, in the form that `switch` takes."""
-    if connection.dialect.name == "postgresql":
-        return str(run(connection, "SELECT current_setting('search_path')").scalar())
-    database = run(connection, "SELECT DATABASE()").scalar()
-    return None if database is None else quoted(connection.dialect, database)
+@contextmanager
+def default_schema(
+    connection: Connection, schema: str, *, is_shared: bool
+) -> Iterator[None]:
+    """Let this connection alone reflect the tenant's tables if no schema is named.
+
+    SQLAlchemy keeps the default schema in the dialect, which belongs to the engine. If
+    an application has other connections of the engine (`is_shared`), they would look
+    into the tenant, too. So this connection gets a copy of the dialect, for which
+    SQLAlchemy has to compile each statement again.
+    """
+    before = connection.engine, connection.dialect
+    name = connection.dialect.default_schema_name
+    if is_shared:
+        connection.engine = connection.engine.execution_options()  # on the same pool
+        connection.dialect = copy.copy(connection.dialect)
+        connection.engine.dialect = connection.dialect
+    connection.dialect.default_schema_name = schema
+    try:
+        yield
+    finally:
+        connection.dialect.default_schema_name = name
+        connection.engine, connection.dialect = before
 
 
-def switch(connection: Connection, to: str, *, local: bool) -> None:
-    """Set the search path, for the transaction where it is `local`, or the database."""
-    if connection.dialect.name == "postgresql":
-        # Not as a literal, which some servers read with backslashes (standard_conforming_strings).
-        statement = text("SELECT set_config('search_path', :path, :local)")
-        connection.execute(statement, {"path": to, "local": local})
-    else:
-        run(connection, f"USE {to}")
+def create_what_is_missing(migrations: MigrationContext, tenant: Tenant) -> None:
+    """Create a tenant's schema and version table if they are missing.
 
-
-def complete(migrations: MigrationContext, task: Any) -> None:
-    """Create what a tenant lacks, and spare Alembic the reflection of the version table.
-
-    It would reflect it twice for each tenant. What another run has created by now is no error.
+    Another run may have created them since; that is no error. It is known whether the
+    version table exists, so Alembic is told, which would ask twice for each tenant.
+    `_version`, `_has_version_table` and `_ensure_version_table` are private. If Alembic
+    renamed the first, each test of a fleet of schemas would fail; if it renamed one of
+    the others, a fleet would be slower.
     """
     connection = migrations.connection
-    if task.schema is None or connection is None:
-        if task.script:
-            migrations._ensure_version_table()  # what is replayed takes it for granted
+    assert connection is not None
+    if tenant.schema is None:
         return
-    creates_schema = task.missing and connection.dialect.name == "postgresql"
-    # What Alembic does with the table is left to it where it only reads, or deletes what is in it.
-    creates_table = not (task.has_table or migrations.purge or migrations.opts.get("dont_mutate"))
+    creates_schema = tenant.is_missing and connection.dialect.name == "postgresql"
+    # Alembic does the rest itself if it only reads the table, or empties it.
+    leaves_table = migrations.purge or migrations.opts.get("dont_mutate")
+    creates_table = not (tenant.has_table or leaves_table)
     if creates_schema or creates_table:
         with nullcontext() if connection.in_transaction() else connection.begin():
             if creates_schema:
-                run(connection, creation(connection.dialect, task.schema))
+                send(connection, creation(connection.dialect, tenant.schema))
             if creates_table:
-                connection.execute(CreateTable(migrations._version, if_not_exists=True))
-    if creates_table or task.has_table:
+                create = CreateTable(migrations._version, if_not_exists=True)
+                connection.execute(create)
+    if creates_table or tenant.has_table:
         migrations._has_version_table = lambda: True  # type: ignore[method-assign]
     if creates_table:
         migrations._ensure_version_table = lambda purge=False: None  # type: ignore[method-assign]
 
 
-def without_table(version_table: str, include_name: Callable[..., bool]) -> Callable[..., bool]:
-    """Return the hook of autogenerate that does not see the version table, besides what it is given.
+def without_schemas(metadata: Models) -> Models:
+    """Return the models' metadata; raise CommandError if a table names a schema.
 
-    Alembic knows it by the schema in which it is addressed, and would drop it from the tenant's.
+    Such a table is the same for all tenants, and each of them would create it again.
     """
-
-    def hook(name: str | None, type_: str, parents: Any) -> bool:
-        return (type_, name) != ("table", version_table) and include_name(name, type_, parents)
-
-    return hook
+    for table in tables_of(metadata):
+        if table.schema:
+            raise CommandError(
+                f"Table {table.name!r} of the models is in schema {table.schema!r}: "
+                "expected tables without one, which each tenant has in its own; give "
+                "the tables of a shared schema an environment of their own."
+            )
+    return metadata
 
 
 def free_connections(connection: Connection) -> int:
-    """Return how many connections the server can still open, if this one is closed."""
+    """Return how many connections the server has free, after this one is closed.
+
+    Those that are reserved for administrators are not free. Others may open connections
+    at the same time, so the number is only a guess.
+    """
     if connection.dialect.name == "postgresql":
+        # PostgreSQL before 16 has no reserved_connections.
         query = (
             "SELECT current_setting('max_connections')::int "
             "- current_setting('superuser_reserved_connections')::int "
-            "- coalesce(current_setting('reserved_connections', true), '0')::int "  # from 16 on
+            "- coalesce(current_setting('reserved_connections', true), '0')::int "
             "- sum(numbackends)::int + 1 FROM pg_stat_database"
         )
     else:
+        is_mariadb = getattr(connection.dialect, "is_mariadb", False)
+        schema = "information_schema" if is_mariadb else "performance_schema"
         query = (
             "SELECT @@max_connections - variable_value + 1 "
-            "FROM {}.global_status WHERE variable_name = 'Threads_connected'"
-        ).format("information_schema" if is_mariadb(connection) else "performance_schema")
-    return int(run(connection, query).scalar() or 0)
-
-
-def is_mariadb(connection: Connection) -> bool:
-    """Tell MariaDB from MySQL, which SQLAlchemy gives one dialect."""
-    return bool(getattr(connection.dialect, "is_mariadb", False))
+            f"FROM {schema}.global_status WHERE variable_name = 'Threads_connected'"
+        )
+    return int(send(connection, query).scalar() or 0)

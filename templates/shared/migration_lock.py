@@ -1,541 +1,491 @@
-"""Who may migrate now: one process at a time, in one transaction that undoes what fails.
+"""Who may migrate now: one process at a time, which leaves the connection as it was.
 
-PostgreSQL, MySQL and MariaDB have locks that a session takes and that end with it. SQLite has its
-write lock, taken by BEGIN IMMEDIATE; with it come the transactions that its Python driver does not
-begin by itself, and the foreign keys, which are off while tables are copied.
+Two deployments that migrate at once would both run the same revision. So a run takes a
+lock of the database: postgresql_lock.py, mysql_lock.py and sqlite_transactions.py know
+which one. An owner can delete the files of databases that are not used. This file has
+what the three share: who waits and for how long, and what is put back at the end of a
+run, whether it succeeds or fails.
+
+For another database: add a module with a context manager `hold(run)`, and name it in
+LOCKS.
 """
 
 import hashlib
 import logging
-import math
-import sqlite3
+import re
+import sys
 import time
-from collections import Counter
+import traceback
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
-from pathlib import Path
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from importlib import import_module
 from typing import Any, NoReturn
 
-from alembic import context
+from alembic import op
 from alembic.runtime.migration import MigrationContext
-from alembic.util import CommandError
-from sqlalchemy import Connection, event
-from sqlalchemy.exc import DBAPIError, OperationalError
+from alembic.script.revision import ResolutionError
+from alembic.util import CommandError, to_tuple
+from sqlalchemy import Connection, event, inspect
+from sqlalchemy.exc import PendingRollbackError
+
+from .optional_files import is_here
+from .settings import Settings, command_of
 
 log = logging.getLogger("alembic.env")
+
+# SQLAlchemy's event that comes before each statement.
+BEFORE_STATEMENT = "before_cursor_execute"
+
+# For each dialect of SQLAlchemy, the module whose function `hold` holds the lock.
+LOCKS = {
+    "postgresql": "postgresql_lock",
+    "mysql": "mysql_lock",
+    "mariadb": "mysql_lock",
+    "sqlite": "sqlite_transactions",
+}
+
+
+class LockNotAvailable(CommandError):
+    """Another process has had the lock for longer than this run may wait.
+
+    A fleet tells it from other errors: such a tenant is left to the other process.
+    """
+
+
+class TurnLost(CommandError):
+    """The command has given its turn to another command, and could not have it again.
+
+    See turns.py. Alembic's globals belong to the other command then, so that nothing
+    may be run or put back through them.
+    """
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the lock has to know of one run of a command on one connection.
+
+    `tenant` names the schema (on MySQL and MariaDB: the database) in which each
+    transaction has to work; it is None if the run works in the schema that the
+    connection has. `reads_only` says that the command does not migrate, and takes no
+    lock. `has_callers_transaction` says that the caller has begun the transaction, and
+    will end it.
+    """
+
+    connection: Connection
+    migrations: MigrationContext
+    settings: Settings
+    tenant: str | None
+    reads_only: bool
+    has_callers_transaction: bool
 
 
 @contextmanager
 def migration_lock(
-    connection: Connection, *, timeout: float, ddl_timeout: float | None
-) -> Iterator[None]:
-    """Hold the lock while the command runs on `connection`; commands that only read take none.
+    connection: Connection,
+    migrations: MigrationContext,
+    settings: Settings,
+    tenant: str | None = None,
+) -> Iterator[Run]:
+    """Hold the lock while the command runs; a command that only reads takes no lock.
 
-    Waits up to `timeout` seconds for another process, then raises CommandError. A DDL statement
-    waits up to `ddl_timeout` seconds for a table, or as long as the server says where it is None.
-    Where the caller's transaction has begun, it is left to the caller. Else the connection is left
-    without one, and with the settings that it had.
+    `tenant` is the schema or database of a tenant, as in Run. A transaction that the
+    caller has begun is left open for the caller. Otherwise the connection is left
+    without a transaction, and with the settings that it had before. Raises
+    LockNotAvailable if another process does not finish in lock_timeout seconds, and
+    CommandError if the connection or the database cannot be migrated.
     """
-    migrations = context.get_context()
-    callers = connection.in_transaction()
-    if callers:
-        migrations.autocommit_block = refuse_autocommit_block  # type: ignore[method-assign]
-    with ExitStack() as stack:
-        if only_reads(migrations):
-            # Without this, Alembic creates its version table in an empty database.
-            migrations.opts["dont_mutate"] = True
-        else:
-            lock = LOCKS.get(connection.dialect.name)
-            if lock is not None:
-                stack.enter_context(lock(connection, migrations, callers, timeout))
-            if ddl_timeout is not None:
-                stack.enter_context(ddl_lock_timeout(connection, callers, ddl_timeout))
-        if not callers:
-            stack.enter_context(ended_transaction(connection))
-            if connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT":
-                # Alembic's would leave the connection at the server's default level.
-                migrations.autocommit_block = nullcontext  # type: ignore[assignment, method-assign]
-        yield
+    if connection.get_execution_options().get("schema_translate_map"):
+        raise CommandError(
+            "The connection has a schema_translate_map, which Alembic's version table "
+            "does not follow: pass a connection without one, and set search_path or "
+            "version_table_schema."
+        )
+    run = Run(
+        connection,
+        migrations,
+        settings,
+        tenant,
+        reads_only=reads_only(migrations, settings),
+        has_callers_transaction=connection.in_transaction(),
+    )
+    if run.reads_only:
+        # Without this, Alembic creates its version table in an empty database.
+        migrations.opts["dont_mutate"] = True
+    set_autocommit_block(run)
+    with version_errors(migrations), cleaned_up(migrations), lock_of(run):
+        require_schema(connection, settings.version_table_schema)
+        yield run
 
 
-def only_reads(migrations: MigrationContext) -> bool:
-    """Tell whether the command is one of Alembic's that do not migrate: current, check, ….
+def reads_only(migrations: MigrationContext, settings: Settings) -> bool:
+    """Tell whether the command runs no revision, such as current, check or revision.
 
-    Those that migrate have a destination. What a command of another package does is not known,
-    unless it says `dont_mutate` as `current` does.
+    Alembic gives a destination to the commands that migrate. A function of a program's
+    own takes the lock, unless the program says `dont_mutate` as `current` does.
     """
     opts = migrations.opts
-    alembics = opts["fn"].__module__ == "alembic.command"
-    return "destination_rev" not in opts and (alembics or bool(opts.get("dont_mutate")))
-
-
-def refuse_autocommit_block() -> NoReturn:
-    """Stand in for MigrationContext.autocommit_block, which asserts that it owns the transaction."""
-    raise CommandError(
-        "A revision uses autocommit_block(), which must commit, in a transaction that the caller "
-        "has begun: pass an Engine, or a Connection without a transaction."
+    is_alembics = command_of(settings, migrations) is not None
+    return "destination_rev" not in opts and bool(
+        is_alembics or opts.get("dont_mutate")
     )
 
 
+def lock_of(run: Run) -> AbstractContextManager[None]:
+    """Return the context manager that holds the lock of this kind of database.
+
+    Only the file of that database is imported, since the others may have been deleted.
+    A command that needs the lock raises CommandError if that file itself has been
+    deleted, and logs a warning if there is no lock for the database: a run without it
+    must not happen in silence. Then only transactions are ended, as on the others.
+    """
+    dialect = run.connection.dialect.name
+    module = LOCKS.get(dialect)
+    if module and is_here(module):
+        held: AbstractContextManager[None]
+        held = import_module(f".{module}", __package__).hold(run)
+        return held
+    if module and not run.reads_only:
+        raise CommandError(
+            f"{module}.py is not in this environment, and holds the migration lock on "
+            f"{dialect}: copy it from the template that this environment was made of."
+        )
+    if not run.reads_only:
+        log.warning(
+            "There is no migration lock for %s: run migrations from one process at a "
+            "time.",
+            dialect,
+        )
+    return ended_transaction(run)
+
+
+def require_schema(connection: Connection, schema: str | None) -> None:
+    """Raise CommandError if the schema for the version table does not exist.
+
+    Alembic would raise the server's error for its CREATE TABLE, without the option.
+    """
+    if schema and not inspect(connection).has_schema(schema):
+        raise CommandError(
+            f"Option version_table_schema names {schema!r}, and the database has no "
+            "such schema: create it, or correct the option."
+        )
+
+
 @contextmanager
-def ended_transaction(connection: Connection) -> Iterator[None]:
-    """Leave no transaction open: a SELECT that Alembic sends between two of its own begins one."""
+def version_errors(migrations: MigrationContext) -> Iterator[None]:
+    """Say in one sentence that the database is at a revision that has no file here.
+
+    Alembic says "Can't locate revision", and not that a newer deployment is the usual
+    reason. Other errors pass through.
+    """
     try:
         yield
-        connection.commit()
+    except CommandError as error:
+        cause = error.__cause__
+        # A revision that the command itself names is a mistake in the command.
+        given = to_tuple(migrations.opts.get("destination_rev"), default=())
+        named = re.split(r"[-+@:\s]", " ".join(given))
+        if not isinstance(cause, ResolutionError) or cause.argument in named:
+            raise
+        raise CommandError(
+            f"The database is at revision {cause.argument}, which this code does not "
+            "know: a newer deployment has migrated it, or the file was deleted; run "
+            "the command from the code that has this revision."
+        ) from error
+
+
+def revisions_in(error: BaseException) -> list[tuple[str, int]]:
+    """Return the name and the line of each place in a revision that raised an error."""
+    return [
+        (frame.f_globals["revision"], line)
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if {"revision", "down_revision"} <= frame.f_globals.keys()
+    ]
+
+
+def wait(
+    run: Run,
+    take: Callable[[], bool],
+    describe: Callable[[], str],
+    *,
+    has_begun: bool = False,
+) -> None:
+    """Call `take` until it returns true, up to lock_timeout seconds; log the wait once.
+
+    It asks again and again, since a statement that waits in PostgreSQL holds a
+    snapshot. If the process with the lock creates an index CONCURRENTLY, it would wait
+    for that snapshot: each would wait for the other (PostgreSQL manual, CREATE INDEX,
+    "Building Indexes Concurrently"). `describe` says which lock it is and who has it.
+    Once revisions have run (`has_begun`), no other command of this process may have its
+    turn during the wait, since a part of the work may be committed. Raises
+    LockNotAvailable.
+    """
+    timeout = run.settings.lock_timeout
+    sleep = time.sleep if has_begun else run.settings.sleep
+    deadline = time.monotonic() + timeout
+    delay = 0.02
+    is_logged = False
+    while not take():
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise LockNotAvailable(
+                f"Another process migrates this database: waited {timeout:g} "
+                f"seconds for {describe()}; run the command again when it has "
+                "finished, or raise lock_timeout."
+            )
+        if not is_logged:
+            is_logged = True
+            log.warning("Waiting up to %g seconds for %s", timeout, describe())
+        sleep(min(delay, left))
+        delay = min(delay * 2, 0.5)
+
+
+def lock_key(schema: str | None, version_table: str) -> bytes:
+    """Return the key of the lock, made of the schema and the name of the version table.
+
+    Two environments in one database have two version tables, and do not wait for each
+    other. Each kind of lock uses as many bytes of the key as it can hold.
+    """
+    return hashlib.sha256(f"alembic {schema}.{version_table}".encode()).digest()
+
+
+def scalar(connection: Connection, statement: str) -> Any:
+    """Return the first value of the first row of a statement, or None.
+
+    The statement is sent as it is: a % or a colon in it has no meaning.
+    """
+    return connection.exec_driver_sql(statement).scalar()
+
+
+@contextmanager
+def listening(
+    connection: Connection, name: str, listener: Callable[..., Any], **options: bool
+) -> Iterator[None]:
+    """Call a listener for an event of this connection alone, until the block ends.
+
+    `options` are those of sqlalchemy.event.listen(), such as `retval`.
+    """
+    event.listen(connection, name, listener, **options)
+    try:
+        yield
+    finally:
+        event.remove(connection, name, listener)
+
+
+@contextmanager
+def at_each_start(connection: Connection, action: Callable[[], None]) -> Iterator[None]:
+    """Call `action` before the first statement of each transaction in the block.
+
+    The lock is checked there, so that a transaction without the lock changes nothing.
+    The begin event itself is too early: after an error in it, SQLAlchemy would begin no
+    other transaction on the connection, and an application's own begin event may come
+    later. The statements that the action sends itself are not looked at.
+    """
+    started = [connection.get_transaction()]
+
+    def before_statement(*_: Any) -> None:
+        transaction = connection.get_transaction()
+        # It is None while an event of the application begins the transaction.
+        if transaction is None or transaction is started[-1]:
+            return
+        started.append(transaction)
+        try:
+            action()
+        except BaseException:
+            started.pop()
+            raise
+
+    with listening(connection, BEFORE_STATEMENT, before_statement):
+        yield
+
+
+@contextmanager
+def ended_transaction(run: Run) -> Iterator[None]:
+    """Commit at the end, roll back on an error: Alembic's SELECTs open a transaction.
+
+    Alembic does not end that transaction, in which a pool or a caller would go on. A
+    transaction of the caller is left as it is.
+    """
+    if run.has_callers_transaction:
+        yield
+        return
+    try:
+        yield
+        run.connection.commit()
     except BaseException:
-        with logged("roll back"):
-            connection.rollback()
+        with errors_logged("roll back"):
+            roll_back(run.connection)
+        raise
+
+
+def roll_back(connection: Connection) -> None:
+    """Roll back, and end the session if that fails; then raise the error.
+
+    After a COMMIT that failed before it was sent, SQLAlchemy sends no ROLLBACK, so the
+    driver is told as well.
+    """
+    try:
+        connection.rollback()
+        if not connection.invalidated:
+            connection.connection.rollback()
+    except BaseException:
+        connection.invalidate()
+        connection.rollback()
+        raise
+
+
+def end_session(run: Run) -> None:
+    """Close the session with the server, which then frees its locks and settings.
+
+    It is the last resort if a lock or a setting cannot be put back: a pool would hand
+    the session to others. The next statement opens a new session. In a transaction of
+    the caller, SQLAlchemy first asks the caller for a rollback.
+    """
+    run.connection.invalidate()
+    if not run.has_callers_transaction:
+        run.connection.rollback()
+
+
+@contextmanager
+def errors_logged(action: str) -> Iterator[None]:
+    """Log an error of a cleanup instead of raising it: it would hide the first error.
+
+    `action` says in the log what could not be done.
+    """
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - the first error counts
+        log.warning("Could not %s: %s", action, error)
+
+
+@contextmanager
+def put_back(run: Run, action: Callable[[], object], what: str) -> Iterator[None]:
+    """Call `action` at the end of a run, whether the run succeeds or fails.
+
+    `what` says in the log what `action` does. If `action` fails, the session is ended,
+    and that is logged. In a transaction of the caller it is raised instead, unless the
+    run has failed already: the caller must not go on as if all were well.
+    """
+    try:
+        yield
+    except BaseException:
+        with errors_logged(what):
+            do_or_end_session(run, action)
+        raise
+    with nullcontext() if run.has_callers_transaction else errors_logged(what):
+        do_or_end_session(run, action)
+
+
+def do_or_end_session(run: Run, action: Callable[[], object]) -> None:
+    """Call `action` and commit what it has done; if that fails, end the session.
+
+    Nothing is left to be done in a session that has ended already.
+    """
+    if run.connection.invalidated:
+        return
+    try:
+        action()
+        if not run.has_callers_transaction:
+            run.connection.commit()
+    except BaseException:
+        end_session(run)
         raise
 
 
 @contextmanager
-def logged(action: str) -> Iterator[None]:
-    """Log what fails while a run ends: raised, it would hide the error that ended the run."""
+def cleaned_up(migrations: MigrationContext) -> Iterator[None]:
+    """Clean up after Alembic if a revision fails.
+
+    Alembic removes the proxy behind `op` only after a success. And if a connection is
+    lost in autocommit_block(), Alembic uses it once more, and the second error hides
+    the first one, which is raised here. `_proxy` and `_remove_proxy` are private. If
+    Alembic renamed them, a program that calls `op` after a failed run would get no
+    error, and a test shows that.
+    """
+    handled = sys.exc_info()[1]
     try:
         yield
-    except Exception as error:  # noqa: BLE001 - whatever it is, the first error counts
-        log.warning("Could not %s: %s", action, error)
-
-
-class LockNotAvailable(CommandError):
-    """Another process has the lock; `timeout` is the time in seconds that a run may wait for it."""
-
-    def __init__(self, message: str, timeout: float) -> None:
-        super().__init__(message)
-        self.timeout = timeout
-
-
-def wait(
-    take: Callable[[], bool], what: Callable[[], str], timeout: float, *, begun: bool = False
-) -> None:
-    """Call `take` until it returns true, for `timeout` seconds; then raise LockNotAvailable.
-
-    It polls: in PostgreSQL a statement that waits for a lock holds a snapshot, on which a
-    CREATE INDEX CONCURRENTLY of the lock's holder would wait in turn. A series of commands that
-    takes turns with other threads waits by itself, after each try, until its run has begun: from
-    then on it could not start anew, since a part may be committed.
-    """
-    deadline = time.monotonic() + timeout
-    delay = 0.02
-    while not take():
-        takes_turns = context.config.attributes.get("takes_turns") and not begun
-        if takes_turns or time.monotonic() >= deadline:
-            raise LockNotAvailable(
-                f"Another process migrates this database: waited {timeout:g} seconds for {what()}; "
-                "run the command again when it has finished, or raise lock_timeout.",
-                timeout,
-            )
-        if delay == 0.02:
-            log.info("Waiting up to %g seconds for %s", timeout, what())
-        time.sleep(min(delay, max(0.0, deadline - time.monotonic())))
-        delay = min(delay * 2, 0.5)
-
-
-def scalar(connection: Connection, statement: str) -> Any:
-    """Return the first value of the first row of a statement, or None."""
-    return connection.exec_driver_sql(statement).scalar()
-
-
-def digest(schema: str | None, migrations: MigrationContext) -> bytes:
-    """Make the lock's key of the version table's schema and name, so that only runs on one wait."""
-    return hashlib.sha256(f"alembic {schema}.{migrations.version_table}".encode()).digest()
-
-
-@contextmanager
-def postgresql_lock(
-    connection: Connection, migrations: MigrationContext, callers: bool, timeout: float
-) -> Iterator[None]:
-    """Hold an advisory lock (PostgreSQL manual, 13.3.5): of the session, or of the caller's transaction.
-
-    A session's lock survives each COMMIT of the run and ends with the process. A transaction's lock
-    is kept until the caller commits what the run did.
-    """
-    schema = migrations.version_table_schema or scalar(connection, "SELECT current_schema()")
-    key = int.from_bytes(digest(schema, migrations)[:8], "big", signed=True)
-
-    # At AUTOCOMMIT the caller's transaction is none of the server's, and would hold no lock.
-    transaction = callers and not getattr(connection.connection, "autocommit", False)
-
-    def take() -> bool:
-        if transaction:
-            return bool(scalar(connection, f"SELECT pg_try_advisory_xact_lock({key})"))
-        taken = bool(scalar(connection, f"SELECT pg_try_advisory_lock({key})"))
-        if not callers:
-            connection.commit()
-        return taken
-
-    def what() -> str:
-        pid = scalar(
-            connection,
-            "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted "
-            f"AND (classid::bigint << 32 | objid::bigint) = {key}",
-        )
-        if not callers:
-            connection.commit()
-        return (
-            f"the advisory lock {key} of {schema}.{migrations.version_table}, "
-            f"held by server process {pid}"
-        )
-
-    wait(take, what, timeout)
-    try:
-        yield
-    finally:
-        if not transaction:
-            release(connection, f"SELECT pg_advisory_unlock({key})", commit=not callers)
-
-
-@contextmanager
-def mysql_lock(
-    connection: Connection, migrations: MigrationContext, callers: bool, timeout: float
-) -> Iterator[None]:
-    """Hold a lock of GET_LOCK (MySQL manual, 14.14), which each COMMIT of DDL leaves alone.
-
-    Such locks are the server's, so the name says which database it is for. It ends with the run,
-    and a caller's transaction may go on: a version that is not committed yet is waited for as well.
-    """
-    schema = migrations.version_table_schema or scalar(connection, "SELECT DATABASE()")
-    name = f"alembic-{digest(schema, migrations).hex()[:40]}"
-
-    def take() -> bool:
-        taken = scalar(connection, f"SELECT GET_LOCK('{name}', 0)")
-        if taken is None:
-            raise CommandError(f"The server could not take the lock {name}: see its error log.")
-        if taken and not mysql_version_is_settled(connection, migrations):
-            scalar(connection, f"SELECT RELEASE_LOCK('{name}')")
-            taken = 0
-        if not callers:
-            connection.commit()
-        return bool(taken)
-
-    def what() -> str:
-        thread = scalar(connection, f"SELECT IS_USED_LOCK('{name}')")
-        if not callers:
-            connection.commit()
-        holder = f"connection {thread}" if thread else "a transaction that is not committed"
-        return f"the lock {name} of {schema}.{migrations.version_table}, held by {holder}"
-
-    wait(take, what, timeout)
-    try:
-        yield
-    finally:
-        release(connection, f"SELECT RELEASE_LOCK('{name}')", commit=not callers)
-
-
-def mysql_version_is_settled(connection: Connection, migrations: MigrationContext) -> bool:
-    """Tell whether no other transaction has changed the version and not yet committed it."""
-    names = [migrations.version_table_schema, migrations.version_table]
-    quote = connection.dialect.identifier_preparer.quote_identifier
-    table = ".".join(quote(name) for name in names if name)
-    try:
-        connection.exec_driver_sql(f"SELECT version_num FROM {table} FOR UPDATE NOWAIT").all()
-    except DBAPIError as error:
-        code = getattr(error.orig, "errno", None) or (error.orig and error.orig.args[0])
-        if code in {1205, 3572}:  # locked, in MariaDB's words and in MySQL's
-            return False
-        if code not in {1146, 1064}:  # no such table; MySQL before 8.0, which has no NOWAIT
+    except PendingRollbackError as error:
+        first = error.__context__
+        if first is None or first is handled:
             raise
-    return True
-
-
-def release(connection: Connection, unlock: str, *, commit: bool = True) -> None:
-    """Give a lock back. Where that fails, the session must end, since a pool would keep it open."""
-    if connection.invalidated:
-        return  # the session has ended, and the lock with it
-    with logged("release the migration lock"):
-        try:
-            released = scalar(connection, unlock)
-            if commit:
-                connection.commit()
-        except Exception:
-            connection.invalidate()
-            raise
-        if not released:
-            log.warning(
-                "The migration lock was not held to the end: the server or a pooler such as "
-                "PgBouncer has changed the session; migrate on a direct connection."
-            )
-
-
-@contextmanager
-def ddl_lock_timeout(connection: Connection, callers: bool, seconds: float) -> Iterator[None]:
-    """Let a DDL statement wait `seconds` for a table lock, as other queries queue up behind it."""
-    if connection.dialect.name == "postgresql":
-        # 0 would turn the timeout off. A setting of the caller's transaction ends with it.
-        value = f"{max(1, round(seconds * 1000))}ms"
-        read = "SELECT current_setting('lock_timeout')"
-        write = f"SELECT set_config('lock_timeout', '%s', {str(callers).lower()})"
-    elif connection.dialect.name in {"mysql", "mariadb"}:
-        value = str(math.ceil(seconds))
-        read = "SELECT @@SESSION.lock_wait_timeout"
-        write = "SET SESSION lock_wait_timeout = %s"
-    else:
-        yield
-        return
-
-    def set_to(value: str) -> None:
-        connection.exec_driver_sql(write % value)
-        if not callers:
-            connection.commit()
-
-    before = str(scalar(connection, read))
-    set_to(value)
-    try:
-        yield
+        raise first from None
     finally:
-        if not connection.invalidated:
-            with logged("put the lock timeout of DDL back"):
-                set_to(before)
+        left = getattr(op, "_proxy", None)
+        if left is not None and left.migration_context is migrations:
+            left._remove_proxy()
 
 
-@contextmanager
-def sqlite_lock(
-    connection: Connection, migrations: MigrationContext, callers: bool, timeout: float
-) -> Iterator[None]:
-    """Hold SQLite's write lock, in transactions that undo DDL, with foreign keys off and checked.
+def set_autocommit_block(run: Run) -> None:
+    """Replace autocommit_block() of this run by one that suits the connection.
 
-    The driver begins no transaction before DDL, so each one is begun here, on this connection
-    alone: a second one that a revision opens need not wait for the first. At isolation level
-    AUTOCOMMIT none is begun. Where the run has several, a lock file holds between them.
+    In a transaction of the caller it raises CommandError. On a connection that commits
+    each statement anyway, it does nothing. Otherwise it is Alembic's, and the isolation
+    level is put back also if the block fails. It is replaced on the instance, where
+    a revision calls it (op.get_context().autocommit_block()).
     """
-    file = connection.exec_driver_sql("PRAGMA database_list").all()[0][2]
-    lock_file = Path(f"{file}-{migrations.version_table}.lock") if file else None
-    held: list[sqlite3.Connection] = []
-    before: Counter[str] | None = None
-
-    def take() -> bool:
-        """Take the write lock, unless another run is between two of its transactions."""
-        begins = not sqlite_driver(connection).in_transaction
-        if not sqlite_write_lock(connection):
-            return False
-        if held or lock_file is None or not is_locked(lock_file):
-            return True
-        if begins:
-            connection.exec_driver_sql("ROLLBACK")
-        return False
-
-    def what() -> str:
-        return f"the write lock of {file or 'the database'}"
-
-    def hold() -> None:
-        """Take the lock file, with the write lock held: no other run is between transactions."""
-        if lock_file is not None and not held:
-            held.extend(take_lock_file(lock_file))
-
-    begun = runs = False
-
-    def begin(_: Connection) -> None:
-        nonlocal begun
-        begun = True
-
-    def before_statement(_: Connection, _cursor: Any, statement: str, *_more: Any) -> None:
-        """Begin a transaction in earnest, at its first statement: after the engine's own events."""
-        nonlocal begun
-        if begun and statement.upper() not in {"BEGIN", "BEGIN DEFERRED"}:
-            begun = False
-            autocommits = sqlite_autocommits(connection)
-            if sqlite_driver(connection).in_transaction:
-                # A plain BEGIN of the application's own begin event, or of the driver.
-                connection.exec_driver_sql("COMMIT")
-            if not autocommits:
-                wait(take, what, timeout, begun=runs)
-
-    def check(_: Connection) -> None:
-        if before is not None:
-            check_foreign_keys(connection, before)
-
-    autocommit_block = migrations.autocommit_block
+    connection, original = run.connection, run.migrations.autocommit_block
 
     @contextmanager
-    def held_autocommit_block() -> Iterator[None]:
-        hold()
-        driver = sqlite_driver(connection)
-        # With autocommit=False (Python 3.12) the isolation level has no effect.
-        implicit = getattr(driver, "autocommit", None) is False
-        with autocommit_block():
-            if implicit:
-                driver.autocommit = True
-            try:
+    def autocommit_block() -> Iterator[None]:
+        if run.has_callers_transaction:
+            raise CommandError(
+                "A revision uses autocommit_block(), which must commit, in a "
+                "transaction that the caller has begun: pass an Engine, or a "
+                "Connection without a transaction."
+            )
+        # Here Alembic's own block would leave the connection at the server's default
+        # level, and what the caller writes later would not be committed.
+        if commits_each_statement(connection):
+            yield
+            return
+        level = connection.get_isolation_level()
+        try:
+            with original():
                 yield
-            finally:
-                if implicit:
-                    driver.autocommit = False
-        scalar(connection, "SELECT 1")  # the statement with which the next transaction begins
-
-    enforced = scalar(connection, "PRAGMA foreign_keys")
-    if callers and enforced:
-        raise CommandError(
-            "Foreign keys are on and cannot be switched off in a transaction that the caller has "
-            "begun, so changing a table could delete the rows that refer to it: pass an Engine, a "
-            "Connection without a transaction, or one with PRAGMA foreign_keys = OFF."
-        )
-    with ExitStack() as stack:
-        stack.callback(drop_lock_file, held, lock_file)
-        if not callers:
-            connection.rollback()
-            if enforced:
-                sqlite_setting(connection, "PRAGMA foreign_keys = OFF")
-                stack.callback(sqlite_setting, connection, "PRAGMA foreign_keys = ON")
-            listeners: dict[str, Callable[..., None]] = {
-                "begin": begin,
-                "before_cursor_execute": before_statement,
-                "commit": check,
-            }
-            for name, listener in listeners.items():
-                event.listen(connection, name, listener)
-                stack.callback(event.remove, connection, name, listener)
-            stack.enter_context(ended_transaction(connection))
-            scalar(connection, "SELECT 1")
-            migrations.autocommit_block = held_autocommit_block  # type: ignore[method-assign]
-        if sqlite_autocommits(connection):
-            wait(take, what, timeout)
-            hold()
-            connection.exec_driver_sql("COMMIT")
-        elif callers:
-            wait(take, what, timeout)
-        elif migrations.opts["transaction_per_migration"]:
-            hold()
-        if runs_revisions(migrations):
-            before = foreign_key_violations(connection)
-        runs = True
-        yield
-        if callers:
-            check(connection)
-
-
-def sqlite_driver(connection: Connection) -> Any:
-    """Return the sqlite3 connection, or aiosqlite's, whose adapter does not tell in_transaction."""
-    return connection.connection.driver_connection
-
-
-def sqlite_autocommits(connection: Connection) -> bool:
-    """Tell whether a connection whose transaction has begun is at isolation level AUTOCOMMIT."""
-    driver = sqlite_driver(connection)
-    if getattr(driver, "autocommit", None) is True:  # Python 3.12: its commit() does nothing
-        return True
-    level = connection.get_execution_options().get("isolation_level")
-    if level is not None:
-        return bool(level == "AUTOCOMMIT")
-    return driver.isolation_level is None and not driver.in_transaction
-
-
-def sqlite_write_lock(connection: Connection) -> bool:
-    """Try to take the write lock, without the wait of the driver's busy timeout."""
-    statement = "BEGIN IMMEDIATE"
-    if sqlite_driver(connection).in_transaction:
-        # The caller's transaction may have read only; a write that changes nothing locks as well.
-        statement = f"PRAGMA user_version = {scalar(connection, 'PRAGMA user_version')}"
-    busy_timeout = scalar(connection, "PRAGMA busy_timeout")
-    connection.exec_driver_sql("PRAGMA busy_timeout = 0")
-    try:
-        connection.exec_driver_sql(statement)
-    except OperationalError as error:
-        if "locked" not in str(error.orig):
+        except BaseException:
+            # Alembic stays at AUTOCOMMIT if the last commit of its block fails.
+            if not connection.invalidated and commits_each_statement(connection):
+                with errors_logged("put the isolation level back"):
+                    roll_back(connection)
+                    connection.execution_options(isolation_level=level)
             raise
-        return False
-    finally:
-        connection.exec_driver_sql(f"PRAGMA busy_timeout = {busy_timeout}")
-    return True
+
+    run.migrations.autocommit_block = autocommit_block  # type: ignore[method-assign]
 
 
-def sqlite_setting(connection: Connection, pragma: str) -> None:
-    """Run a PRAGMA that has no effect in a transaction, even where BEGIN comes with every begin."""
-    with logged(f"run {pragma}"), connection.begin():
-        begun = sqlite_driver(connection).in_transaction
-        if begun:
-            connection.exec_driver_sql("COMMIT")
-        connection.exec_driver_sql(pragma)
-        if begun:
-            connection.exec_driver_sql("BEGIN")
+def commits_each_statement(connection: Connection) -> bool:
+    """Tell whether the driver of a server is in autocommit mode, whoever has set it so.
 
-
-def take_lock_file(file: Path) -> list[sqlite3.Connection]:
-    """Lock a file until its connection closes or its process ends; empty where another has it."""
-    connection = sqlite3.connect(file, timeout=0, isolation_level=None, check_same_thread=False)
-    try:
-        connection.execute("PRAGMA journal_mode = OFF")  # else a journal stands beside the file
-        connection.execute("BEGIN IMMEDIATE")
-    except sqlite3.OperationalError as error:
-        connection.close()
-        if "locked" not in str(error):
-            raise
-        return []
-    return [connection]
-
-
-def is_locked(file: Path) -> bool:
-    """Tell whether a living process holds the lock file; a killed one leaves it unlocked."""
-    if not file.exists():
-        return False
-    probe = take_lock_file(file)
-    drop_lock_file(probe, None)
-    return not probe
-
-
-def drop_lock_file(held: list[sqlite3.Connection], file: Path | None) -> None:
-    """Remove the lock file, if this run holds it, and unlock it after: it is of no use by then."""
-    for connection in held:
-        with logged("remove the lock file"):
-            if file is not None:
-                file.unlink(missing_ok=True)
-        connection.close()
-
-
-def runs_revisions(migrations: MigrationContext) -> bool:
-    """Tell whether the command has revisions to run, since a look at all rows would be for nothing."""
-    opts = migrations.opts
-    if "destination_rev" not in opts or opts.get("dont_mutate"):
-        return True  # its function does the work, and is called once
-    return bool(list(opts["fn"](migrations.get_current_heads(), migrations)))
-
-
-def foreign_key_violations(connection: Connection) -> Counter[str]:
-    """Count the rows without the parent that they refer to, each told by its values.
-
-    Its rowid would not do: the copy of a table may give it another.
+    The driver is asked first: SQLAlchemy's execution options do not show an isolation
+    level that was given to create_engine(), or set on the driver itself.
     """
-    quote = connection.dialect.identifier_preparer.quote_identifier
-    found: Counter[str] = Counter()
-    try:
-        rows = list(connection.exec_driver_sql("PRAGMA foreign_key_check"))
-    except OperationalError:  # a key refers to columns that are none: the tables, one by one
-        rows = []
-        tables = connection.exec_driver_sql("SELECT name FROM sqlite_master WHERE type = 'table'")
-        for table in tables.scalars().all():
-            try:
-                rows += connection.exec_driver_sql(f"PRAGMA foreign_key_check({quote(table)})")
-            except OperationalError as error:
-                found[f"{table}: {error.orig}"] += 1
-    for table, rowid, parent, number in rows:
-        keys = connection.exec_driver_sql(f"PRAGMA foreign_key_list({quote(table)})")
-        columns = ", ".join(quote(key[3]) for key in keys if key[0] == number)
-        values = ""
-        if rowid is not None:  # a table WITHOUT ROWID has none
-            info = connection.exec_driver_sql(f"PRAGMA table_info({quote(table)})")
-            names = {column[1].lower() for column in info}
-            alias = next(each for each in ("rowid", "_rowid_", "oid") if each not in names)
-            row = connection.exec_driver_sql(
-                f"SELECT {columns} FROM {quote(table)} WHERE {alias} = {rowid}"
-            ).one()
-            values = ", ".join(map(repr, row))
-        found[f"{quote(table)} ({columns}) = ({values}) has no row in {quote(parent)}"] += 1
-    return found
+    driver = connection.connection.driver_connection
+    ask = getattr(driver, "get_autocommit", None)  # the drivers of MySQL
+    adapted = connection.connection.dbapi_connection
+    value = ask() if ask else getattr(adapted, "autocommit", None)
+    if isinstance(value, bool):
+        return value
+    level = connection.get_execution_options().get("isolation_level")
+    return bool(level == "AUTOCOMMIT")
 
 
-def check_foreign_keys(connection: Connection, before: Counter[str]) -> None:
-    """Raise CommandError where a row has lost its parent since `before`."""
-    new = foreign_key_violations(connection) - before
-    if new:
-        raise CommandError(
-            f"The migration breaks foreign keys ({'; '.join(list(new)[:5])}"
-            f"{'; …' if len(new) > 5 else ''}) and is not committed: mend the revision or the rows."
-        )
+def refuse_other_session() -> NoReturn:
+    """Raise CommandError for a transaction in a session that does not hold the lock.
+
+    The error rolls the transaction back: another run may be working on the database.
+    """
+    raise CommandError(
+        "The session that holds the migration lock is not the one that this "
+        "transaction runs in, and this transaction is rolled back: a pooler in "
+        "transaction mode, such as PgBouncer, stands between; migrate on a direct "
+        "connection."
+    )
 
 
-LOCKS = {
-    "postgresql": postgresql_lock,
-    "mysql": mysql_lock,
-    "mariadb": mysql_lock,
-    "sqlite": sqlite_lock,
-}
+def warn_of_lost_lock() -> None:
+    """Log that the lock was lost on the way, so that two runs may have overlapped."""
+    log.warning(
+        "The migration lock was not held to the end: the server or a pooler such as "
+        "PgBouncer has changed the session; migrate on a direct connection."
+    )

@@ -1,3 +1,7 @@
+## The template of new revisions. These lines with ## are not written into a revision.
+## With option data_migrations = true, a revision has functions for the schema and for the
+## data ("Conditional Migration Elements" in Alembic's cookbook): a deployment can change
+## the schema first and the data later. A revision passes `ruff check` as it is written.
 """${message}
 
 Revision ID: ${up_revision}
@@ -5,25 +9,49 @@ Revises: ${down_revision | comma,n}
 Create Date: ${create_date}
 """
 <%
+    from importlib.util import find_spec
+    from itertools import takewhile
+
     data = str(
         config.file_config.get(config.config_ini_section, "data_migrations", fallback=None)
-        or config.toml_alembic_config.get("data_migrations")
+        # An Alembic that is too old for env.py has no toml_alembic_config. It writes the
+        # revision all the same, and env.py then says that it is too old.
+        or getattr(config, "toml_alembic_config", {}).get("data_migrations")
     ).lower() == "true"
     body = f"{upgrades or ''}{downgrades or ''}"
 
     def unless_used(name):
         return "" if name in body else "  # noqa: F401"
+
+    def is_own(line):  # imports of the application come last
+        spec = find_spec(line.split()[1].partition(".")[0])
+        return spec is not None and "-packages" not in (spec.origin or "")
+
+    def is_import(line):
+        return line.startswith(("from ", "import "))
+
+    # A tool may add more than imports, such as the text of views: it stays below them.
+    added = (imports or "").splitlines()
+    first = list(takewhile(lambda line: not line or is_import(line), added))
+    lines = [
+        f"import sqlalchemy as sa{unless_used('sa.')}",
+        f"from alembic import op{'' if data else unless_used('op.')}",
+        *filter(is_import, first),
+    ]
+    lines.sort(key=lambda line: (is_own(line), line.startswith("from"), line))
+    own = sum(map(is_own, lines))
 %>
 from collections.abc import Sequence
 
-import sqlalchemy as sa${unless_used('sa.')}
-% if data:
-from alembic import context, op${unless_used('op.')}
-% else:
-from alembic import op${unless_used('op.')}
+% for number, line in enumerate(lines, own):
+% if own and number == len(lines):
+
 % endif
-% if imports:
-${imports}
+${line}
+% endfor
+% if added[len(first):]:
+
+${"\n".join(added[len(first):])}
 % endif
 
 revision: str = ${repr(up_revision)}
@@ -34,31 +62,33 @@ depends_on: str | Sequence[str] | None = ${repr(depends_on)}
 % if data:
 
 def upgrade() -> None:
-    """Change the schema, then the data where `-x data=true` asks for it."""
+    """Change the schema, then the data if `-x data=true` asks for it."""
     schema_upgrades()
-    if context.get_x_argument(as_dictionary=True).get("data") == "true":
+    if op.get_context().opts["data"]:
         data_upgrades()
 
 
 def downgrade() -> None:
-    """Take the data back where `-x data=true` asks for it, then the schema."""
-    if context.get_x_argument(as_dictionary=True).get("data") == "true":
+    """Take the data back if `-x data=true` asks for it, then the schema."""
+    if op.get_context().opts["data"]:
         data_downgrades()
     schema_downgrades()
 
+% endif
 
-def schema_upgrades() -> None:
+def ${"schema_upgrades" if data else "upgrade"}() -> None:
     """Upgrade the schema."""
 % if upgrades:
     ${upgrades}
 % endif
 
 
-def schema_downgrades() -> None:
+def ${"schema_downgrades" if data else "downgrade"}() -> None:
     """Downgrade the schema."""
 % if downgrades:
     ${downgrades}
 % endif
+% if data:
 
 
 def data_upgrades() -> None:
@@ -67,18 +97,4 @@ def data_upgrades() -> None:
 
 def data_downgrades() -> None:
     """Downgrade the data."""
-% else:
-
-def upgrade() -> None:
-    """Upgrade the schema."""
-% if upgrades:
-    ${upgrades}
-% endif
-
-
-def downgrade() -> None:
-    """Downgrade the schema."""
-% if downgrades:
-    ${downgrades}
-% endif
 % endif

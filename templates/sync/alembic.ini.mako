@@ -1,17 +1,19 @@
 [alembic]
-# The database, with each % written as %%. `-x url=…` comes before it, DATABASE_URL after it.
+# The database, with each % written as %%. `-x url=…` overrides it. If it is empty, DATABASE_URL of
+# the process environment is used.
 sqlalchemy.url =
 
-# The models' metadata as package.module:attribute, several separated by spaces.
+# The metadata of the models as package.module:attribute; separate several by spaces.
 target_metadata =
 
-# Where the revisions stand, and where Python finds the models (src layout: %(here)s/src).
+# The folder with env.py and the revisions, and the folder in which Python finds the models
+# (with a src layout: %(here)s/src).
 script_location = ${script_location}
 prepend_sys_path = %(here)s
 path_separator = os
 
-# The README in the script location lists the options of this environment, such as lock_timeout;
-# Alembic's own are at https://alembic.sqlalchemy.org/en/latest/tutorial.html#editing-the-ini-file
+# The README in that folder lists the options of this environment, such as lock_timeout. Those of
+# Alembic are at https://alembic.sqlalchemy.org/en/latest/tutorial.html#editing-the-ini-file
 
 [loggers]
 keys = root,sqlalchemy,alembic

@@ -1,105 +1,107 @@
 """Run this environment's migrations, from settings to connection to migrations.
 
-A Connection or an Engine in Config.attributes["connection"] belongs to the caller: it is used, and
-left as it was found. A transaction that the caller has begun is the caller's to commit. Where there
-is none, the migrations run on an engine made here for the URL.
+What a program puts into Config.attributes["connection"] stays the program's: it is not
+closed, and a transaction that the program has begun is not committed. If there is
+nothing, an engine is made for the database URL, and disposed of at the end.
 """
 
-from logging.config import fileConfig
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import alembic
+import sqlalchemy
 from alembic import context
-from alembic.util import CommandError, load_python_file
-from sqlalchemy import URL, Connection, NullPool, engine_from_config
+from alembic.util import CommandError
 
-config = context.config
+# Checked before the imports below, which fail on an older Alembic or SQLAlchemy.
+if not hasattr(context.config, "get_alembic_option") or sqlalchemy.__version__ < "2":
+    raise CommandError(
+        f"Found Alembic {alembic.__version__} and SQLAlchemy {sqlalchemy.__version__}: "
+        "upgrade to Alembic 1.16 and SQLAlchemy 2.0, or newer."
+    )
 
-# Loaded by path, as Alembic loads this file, and not imported by name: another environment or the
-# application may have modules of the same names.
-here = Path(__file__).parent
-settings = load_python_file(here, "migration_settings.py")
-locking = load_python_file(here, "migration_lock.py")
-rules = load_python_file(here, "autogenerate_rules.py")
+# Alembic runs this file by its path, but relative imports need a package. If the
+# application has imported this folder, the package has the same name here, so that no
+# class exists twice. If not, its name is the path, so that two environments do not mix.
+if not __package__:
+    here = Path(__file__).parent.resolve()
+    __package__ = f"alembic environment {str(here).replace('.', '%2E')}"
+    for name in list(sys.modules):
+        if name.rpartition(".")[2] in {Path(__file__).parent.name, here.name}:
+            paths = getattr(sys.modules.get(name), "__path__", [])
+            if [Path(path).resolve() for path in paths] == [here]:
+                __package__ = name
+    if __package__ not in sys.modules:
+        sys.modules[__package__] = ModuleType(__package__)
+        sys.modules[__package__].__path__ = [str(here)]
+    __spec__.name = f"{__package__}.env"
 
-# Only the alembic command sets logging up: a program that runs migrations, also one that calls
-# alembic.config.main(), keeps its loggers, handlers and levels.
-if settings.run_by_alembic_command() and config.file_config.has_section("loggers"):
-    fileConfig(config.file_config, disable_existing_loggers=False)
+from .connections import dialect_errors, run_on, run_on_url, url_of
+from .database_url import database_url
+from .ddl_retries import retried
+from .metadata import autogenerate_hooks, find_metadata, require_models
+from .migration_lock import migration_lock, version_errors
+from .settings import read_settings, set_up_logging
 
-# Read before anything is connected, so that a mistake in them leaves nothing behind.
-target_metadata = settings.target_metadata()
-options = {
-    "target_metadata": target_metadata,
-    "transaction_per_migration": settings.flag("transaction_per_migration"),
-    **rules.hooks(settings.option("autogenerate_rules"), target_metadata),
-    **settings.version_table(),
-}
-lock_timeout = settings.seconds("lock_timeout", default=60)
-ddl_lock_timeout = settings.seconds("ddl_lock_timeout")
+# Only the alembic command sets logging up: a program keeps the logging that it has.
+set_up_logging(context.config)
+
+# Read before connecting, so that a mistake in the settings touches no database.
+settings = read_settings(context.config)
+target_metadata = find_metadata(settings)
+hooks = autogenerate_hooks(settings, target_metadata)
+# Set a hook of your own here: hooks["include_object"] = include_object
+# It replaces the rules skip_views and keep_unknown_tables; render_item: import_types.
 
 
 def configure(dialect: str, **target: Any) -> None:
-    """Configure Alembic's context for a connection or, with `--sql`, for a URL."""
-    sqlite = dialect == "sqlite"
-    # SQLite changes a table by copying it, and its DDL is transactional in the transactions that
-    # migration_lock begins.
-    context.configure(render_as_batch=sqlite, transactional_ddl=sqlite or None, **options, **target)
-    settings.require_metadata()
+    """Configure Alembic for a connection or, with `--sql`, for a URL."""
+    is_sqlite = dialect == "sqlite"
+    with dialect_errors(dialect):
+        context.configure(
+            target_metadata=target_metadata,
+            version_table=settings.version_table,
+            version_table_schema=settings.version_table_schema,
+            transaction_per_migration=settings.transaction_per_migration,
+            # SQLite changes a table by copying it; our lock puts DDL into transactions.
+            render_as_batch=is_sqlite,
+            transactional_ddl=is_sqlite or None,
+            data=settings.data,
+            **hooks,
+            **target,
+        )
+    require_models(context.get_context(), settings)
 
 
-def run_migrations(connection: Connection) -> None:
-    """Run the command on a connection: in its transaction, if one has begun, else in our own."""
+def run_migrations(connection: sqlalchemy.Connection) -> None:
+    """Run the command on a connection, in the caller's transaction or in our own."""
+    # Send no statement before the lock: it would begin a transaction, which Alembic
+    # takes for one of the caller and does not commit.
     configure(connection.dialect.name, connection=connection)
-    with (
-        settings.known_version(),
-        locking.migration_lock(connection, timeout=lock_timeout, ddl_timeout=ddl_lock_timeout),
-        context.begin_transaction(),
-    ):
-        context.run_migrations()
+    with migration_lock(connection, context.get_context(), settings) as run:
+        # retried() begins the transaction, and a new one if a table was not free.
+        retried(run, settings.ddl_lock_retries, context.run_migrations)
 
 
 def run_migrations_offline() -> None:
-    """Write the command's SQL to standard output (`--sql`). Neither database nor driver is needed."""
-    given = config.attributes.get("connection")
-    url: URL = settings.database_url() if given is None else getattr(given, "engine", given).url
-    configure(
-        url.get_backend_name(), url=url, literal_binds=True, dialect_opts={"paramstyle": "named"}
-    )
-    with settings.known_version(), context.begin_transaction():
+    """Write the command's SQL to standard output (`--sql`), without a database."""
+    given = settings.connection
+    url = database_url(settings, is_offline=True) if given is None else url_of(given)
+    named = {"paramstyle": "named"}
+    dialect = url.get_backend_name()
+    configure(dialect, url=url, literal_binds=True, dialect_opts=named)
+    with version_errors(context.get_context()), context.begin_transaction():
         context.run_migrations()
 
 
 def run_migrations_online() -> None:
     """Run the command on what the caller has given, or on an engine of our own."""
-    given = config.attributes.get("connection")
-    if given is None:
-        run_on_own_engine(settings.database_url())
-    elif isinstance(given, Connection):
-        run_migrations(given)
-    elif hasattr(given, "connect") and not hasattr(given, "sync_engine"):
-        with given.connect() as connection:
-            run_migrations(connection)
+    if settings.connection is not None:
+        run_on(settings.connection, run_migrations, settings)
     else:
-        raise settings.unusable(given)
-
-
-def run_on_own_engine(url: URL) -> None:
-    """Make an engine for the URL, run the command on it, and dispose of it."""
-    with settings.engine_errors(url):
-        engine = engine_from_config(settings.engine_options(), url=url, poolclass=NullPool)
-    if engine.dialect.is_async:
-        raise CommandError(
-            f"{url.drivername}:// has an async driver, and this environment is sync: use a sync "
-            "driver, or the environment of `alembic init -t asyncio`."
-        )
-    try:
-        with settings.connection_errors(url):
-            connection = engine.connect()
-        with connection:
-            run_migrations(connection)
-    finally:
-        engine.dispose()
+        run_on_url(database_url(settings, is_offline=False), run_migrations, settings)
 
 
 if context.is_offline_mode():

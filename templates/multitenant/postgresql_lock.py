@@ -1,0 +1,296 @@
+"""A run on PostgreSQL: an advisory lock, and settings that end with the run.
+
+The session holds the lock from the beginning of the run to its end, whatever a revision
+commits, and the server frees it if the process is killed (PostgreSQL manual, 13.3.5,
+"Advisory Locks").
+
+A pooler may give each transaction of the run another session. A revision would then run
+unprotected, and in the schema of another tenant. So each transaction takes the same
+lock again, which succeeds only in the session that has it. If a pooler is found, the
+run has one transaction and no more. There, and in a transaction of the caller, lock and
+settings belong to the transaction and end with it.
+
+An owner without PostgreSQL can delete this file.
+"""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from typing import Any, NoReturn
+
+from alembic.util import CommandError
+from sqlalchemy import Connection, text
+from sqlalchemy.exc import DBAPIError
+
+from . import migration_lock as locking
+from .migration_lock import Run
+
+# The key in Connection.info that keeps the answer of is_behind_pooler().
+BEHIND_POOLER = "alembic_behind_pooler"
+
+
+@contextmanager
+def hold(run: Run) -> Iterator[None]:
+    """Hold the lock and make the settings of the server that the run needs.
+
+    A run that only reads takes no lock, and makes settings only if it needs some.
+    Raises LockNotAvailable if another process has the lock for too long.
+    """
+    lock = PostgresqlLock(run)
+    with (
+        locking.put_back(run, lock.close, "release the lock"),
+        locking.ended_transaction(run),
+    ):
+        if run.reads_only and not lock.settings:
+            yield
+            return
+        lock.open()
+        with lock.checked():
+            yield
+
+
+class PostgresqlLock:
+    """The lock of one run, and the parameters of the server that the run sets.
+
+    `settings` has these parameters and their values, and `before` the values that they
+    had before; it is None until the lock is taken. `is_in_transaction` says that lock
+    and settings belong to a transaction, and not to the session. `key` is the number of
+    the lock, and `table` names the version table for people.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.connection = run.connection
+        self.settings = wanted_settings(run)
+        self.is_in_transaction = False
+        self.before: dict[str, str] | None = None
+        self.key = 0
+        self.table = ""
+
+    def open(self) -> None:
+        """Wait for the lock, and make the settings.
+
+        They are those of the session, unless a pooler may change the session, or the
+        caller has begun the transaction. Raises LockNotAvailable, and CommandError
+        behind a pooler for what needs more than one transaction.
+        """
+        run, connection = self.run, self.connection
+        schema = run.migrations.version_table_schema
+        schema = schema or locking.scalar(connection, "SELECT current_schema()")
+        self.table = f"{schema}.{run.migrations.version_table}"
+        number = locking.lock_key(schema, run.migrations.version_table)[:8]
+        self.key = int.from_bytes(number, "big", signed=True)
+        # At AUTOCOMMIT each statement is a transaction, and a lock that belongs to it
+        # would be released at once.
+        autocommits = locking.commits_each_statement(connection)
+        # A pooler keeps one session for a transaction, so a caller's transaction has
+        # the same session to its end.
+        self.is_in_transaction = run.has_callers_transaction and not autocommits
+        if not self.is_in_transaction and is_behind_pooler(connection):
+            self.is_in_transaction = True
+            self.refuse_several_transactions(autocommits)
+        if not run.has_callers_transaction:
+            connection.rollback()
+        locking.wait(run, self.take, self.describe)
+
+    def refuse_several_transactions(self, autocommits: bool) -> None:
+        """Raise CommandError behind a pooler if the run has more than one transaction.
+
+        Another run could come between them, since no lock can be held there. A block in
+        a revision is refused when the revision begins it.
+        """
+        migrations = self.run.migrations
+        if autocommits:
+            refuse_behind_pooler("a connection at isolation level AUTOCOMMIT")
+        if migrations.opts["transaction_per_migration"] and not self.run.reads_only:
+            refuse_behind_pooler("option transaction_per_migration")
+        refuse = partial(refuse_behind_pooler, "autocommit_block()")
+        migrations.autocommit_block = refuse  # type: ignore[method-assign]
+
+    def take(self) -> bool:
+        """Try to take the lock and make the settings; return whether that worked.
+
+        It is one statement, so that a fleet sends one and not three for each tenant.
+        After a failure no transaction stays open: while this run waits, its snapshot
+        would stop the other one (see migration_lock.wait).
+        """
+        parameters: dict[str, Any] = dict(self.settings)
+        if not self.run.reads_only:
+            parameters["lock_key"] = self.key
+        try:
+            row = self.connection.execute(text(self.statement()), parameters).one()
+        except BaseException:
+            if not self.is_in_transaction:  # the session may have the lock
+                locking.end_session(self.run)
+            raise
+        taken = bool(row[0])
+        if taken:
+            self.before = dict(zip(self.settings, row[1:], strict=False))
+        if not (self.run.has_callers_transaction or (taken and self.is_in_transaction)):
+            self.connection.commit()
+        return taken
+
+    def statement(self) -> str:
+        """Return the statement that takes the lock and then makes the settings.
+
+        Its row has whether the lock was taken, and the values of the settings before.
+        The functions are in the PostgreSQL manual under "System Administration
+        Functions". The key is a parameter, so that SQLAlchemy compiles the statement
+        once for all tenants.
+        """
+        name = "pg_try_advisory_lock"
+        if self.is_in_transaction:
+            name = "pg_try_advisory_xact_lock"
+        lock = f"{name}(CAST(:lock_key AS bigint))"
+        inner = ["true AS taken" if self.run.reads_only else f"{lock} AS taken"]
+        outer = ["taken", *self.settings]
+        for each in self.settings:
+            inner.append(f"current_setting('{each}') AS {each}")
+            outer.append(f"CASE WHEN taken THEN {self.set_config(each)} END")
+        # OFFSET 0 keeps the planner from merging the two SELECTs: the inner one has to
+        # read each setting before the outer one changes it.
+        return (
+            f"SELECT {', '.join(outer)} "
+            f"FROM (SELECT {', '.join(inner)} OFFSET 0) AS session"
+        )
+
+    def set_config(self, name: str) -> str:
+        """Return the call that sets a parameter, in the transaction or the session."""
+        is_local = "true" if self.is_in_transaction else "false"
+        return f"set_config('{name}', :{name}, {is_local})"
+
+    def checked(self) -> AbstractContextManager[None]:
+        """Make sure in the block that the run holds the lock whenever it works."""
+        connection = self.connection
+        if self.is_in_transaction:
+            before = locking.BEFORE_STATEMENT
+            return locking.listening(connection, before, self.require_transaction)
+        return locking.at_each_start(connection, self.check)
+
+    def check(self) -> None:
+        """Raise CommandError if a later transaction of the run is in another session.
+
+        That one cannot take the lock, which belongs to the session that has it.
+        """
+        question = f"SELECT pg_try_advisory_xact_lock({self.key})"
+        if not (self.run.reads_only or locking.scalar(self.connection, question)):
+            locking.refuse_other_session()
+
+    def require_transaction(self, *_: Any) -> None:
+        """Raise CommandError if a revision has ended the transaction and the lock.
+
+        The driver is asked, since SQLAlchemy does not see that op.execute("COMMIT")
+        ends a transaction. What follows would run without the lock.
+        """
+        if not is_in_transaction(self.connection):
+            raise CommandError(
+                "A revision has ended the transaction that it runs in, such as by "
+                "COMMIT, and the run with it: pass a Connection without a transaction, "
+                "and migrate on a direct connection if a pooler such as PgBouncer "
+                "stands before the server."
+            )
+
+    def close(self) -> None:
+        """Release the lock and put the settings back.
+
+        What belongs to a transaction of ours has ended with it, and needs nothing here.
+        A lock that was not held any more is logged.
+        """
+        run = self.run
+        ends_by_itself = self.is_in_transaction and not run.has_callers_transaction
+        if self.before is None or ends_by_itself:
+            return
+        calls = [self.set_config(each) for each in self.before]
+        releases = not run.reads_only and not self.is_in_transaction
+        if releases:
+            calls.append("pg_advisory_unlock(CAST(:lock_key AS bigint))")
+        if not calls:
+            return
+        parameters = {**self.before, "lock_key": self.key}
+        try:
+            statement = text(f"SELECT {', '.join(calls)}")
+            row = self.connection.execute(statement, parameters).one()
+        except DBAPIError as error:
+            # in_failed_sql_transaction: the caller's rollback puts the settings back.
+            state = getattr(error.orig, "sqlstate", None)
+            if self.is_in_transaction and state == "25P02":
+                return
+            raise
+        if releases and not row[-1]:
+            locking.warn_of_lost_lock()
+
+    def describe(self) -> str:
+        """Return text that says which lock it is, and which process has it.
+
+        pg_locks shows the locks of all databases, and splits the key in two columns
+        (PostgreSQL manual, "pg_locks"). A wrong process must not be named: an operator
+        may end it.
+        """
+        pid = locking.scalar(
+            self.connection,
+            "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted "
+            "AND objsubid = 1 AND database = "
+            "(SELECT oid FROM pg_database WHERE datname = current_database()) "
+            f"AND (classid::bigint << 32 | objid::bigint) = {self.key}",
+        )
+        if not self.run.has_callers_transaction:
+            self.connection.rollback()
+        held_by = f", held by server process {pid}" if pid else ""
+        return f"the advisory lock {self.key} of {self.table}{held_by}"
+
+
+def wanted_settings(run: Run) -> dict[str, str]:
+    """Return the parameters of the server that the run needs, with their values.
+
+    The search path has the schema of the tenant alone, so that no table of another
+    schema is found by mistake ("Rudimental Schema-Level Multi Tenancy for PostgreSQL
+    Databases" in Alembic's cookbook).
+    """
+    wanted: dict[str, str] = {}
+    if run.tenant is not None:
+        quoted = run.tenant.replace('"', '""')
+        wanted["search_path"] = f'"{quoted}"'
+    timeout = run.settings.ddl_lock_timeout
+    if timeout is not None:
+        # In milliseconds. The server takes 0 for no timeout, and would wait for ever.
+        wanted["lock_timeout"] = f"{max(1, round(timeout * 1000))}ms"
+    return wanted
+
+
+def is_in_transaction(connection: Connection) -> bool:
+    """Tell whether the driver knows of an open transaction; True if it cannot say."""
+    driver: Any = connection.connection.driver_connection
+    if hasattr(driver, "is_in_transaction"):  # asyncpg
+        return bool(driver.is_in_transaction())
+    status = getattr(getattr(driver, "info", None), "transaction_status", None)
+    return status != 0  # psycopg's IDLE
+
+
+def is_behind_pooler(connection: Connection) -> bool:
+    """Tell whether a pooler such as PgBouncer stands between the driver and the server.
+
+    When it connects, the driver is told the id of a server process; a pooler makes one
+    up. A pooler in session mode, or another proxy, looks the same as one that gives
+    each transaction another session. If yours keeps one session for the connection,
+    return False here. The answer is kept while the connection is open.
+    """
+    if BEHIND_POOLER not in connection.info:
+        driver: Any = connection.connection.driver_connection
+        if hasattr(driver, "get_server_pid"):  # asyncpg
+            told = driver.get_server_pid()
+        else:
+            told = getattr(getattr(driver, "info", None), "backend_pid", None)
+        answers = locking.scalar(connection, "SELECT pg_backend_pid()")
+        connection.info[BEHIND_POOLER] = told is not None and told != answers
+    return bool(connection.info[BEHIND_POOLER])
+
+
+def refuse_behind_pooler(what: str) -> NoReturn:
+    """Raise CommandError for what needs one session for several transactions.
+
+    `what` begins the second half of the sentence.
+    """
+    raise CommandError(
+        f"A pooler such as PgBouncer stands before the server, and {what} needs one "
+        "session for several transactions: migrate on a direct connection."
+    )
