@@ -1,12 +1,26 @@
-"""Find and read the templates."""
+"""Find and read the templates.
+
+They stand at the top level of a checkout, where people read them, and inside of the package where
+that is installed from a wheel. The functions here are the only ones that know.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
 from alembic_templates.errors import TemplatesError
+
+# By the database: the module that no other one needs, and the dialect+driver of a URL, sync and async.
+DATABASES = {
+    "sqlite": ("sqlite_transactions.py", "sqlite", "sqlite+aiosqlite"),
+    "postgresql": ("postgresql_lock.py", "postgresql+psycopg", "postgresql+asyncpg"),
+    "mysql": ("mysql_lock.py", "mysql+pymysql", "mysql+aiomysql"),
+    "mariadb": ("mysql_lock.py", "mysql+pymysql", "mysql+aiomysql"),
+}
 
 
 @dataclass(frozen=True)
@@ -19,7 +33,16 @@ class Template:
     @property
     def synopsis(self) -> str:
         """The first line of its README, as `alembic list_templates` shows it."""
-        return (self.folder / "README").read_text(encoding="utf-8").partition("\n")[0]
+        return self._readme().partition("\n")[0]
+
+    @property
+    def optional(self) -> set[str]:
+        """The names of the files that an owner may delete, which its README marks with (*)."""
+        rows = re.findall(r"^(\w+\.py(?:, \w+\.py)*) .*\(\*\)$", self._readme(), re.MULTILINE)
+        return {name for row in rows for name in row.split(", ")}
+
+    def _readme(self) -> str:
+        return (self.folder / "README").read_text(encoding="utf-8")
 
 
 def templates_folder() -> Path:
@@ -35,7 +58,10 @@ def scaffold_folder() -> Path:
 
 
 def catalog() -> dict[str, Template]:
-    """Return every template by its name, in the order of the names."""
+    """Return every template by its name, in the order of the names.
+
+    A folder without a README, such as one that an editor leaves there, is no template.
+    """
     folders = sorted(path for path in templates_folder().iterdir() if (path / "README").is_file())
     return {path.name: Template(path.name, path) for path in folders}
 
@@ -43,12 +69,16 @@ def catalog() -> dict[str, Template]:
 def find(name: str) -> Template:
     """Return the template of a name.
 
-    Raises TemplatesError, with the known names, where there is none.
+    Raises TemplatesError, with the known names and the one that it resembles, where there is none.
     """
     templates = catalog()
-    if name not in templates:
-        raise TemplatesError(f"There is no template {name!r}: expected {', '.join(templates)}.")
-    return templates[name]
+    if name in templates:
+        return templates[name]
+    close = get_close_matches(name, templates, n=1)
+    hint = f" (did you mean {close[0]}?)" if close else ""
+    if name == "async":
+        hint = " here, where the one for async drivers is asyncio (async is Alembic's own)"
+    raise TemplatesError(f"There is no template {name!r}{hint}: expected {', '.join(templates)}.")
 
 
 def files(folder: Path) -> list[Path]:

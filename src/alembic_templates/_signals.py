@@ -1,4 +1,7 @@
-"""Ways to be asked to stop, by Ctrl-C or a signal, that leave time to clean up."""
+"""Ways to be asked to stop, by Ctrl-C or a signal, that leave time to clean up on a server.
+
+Files need none of this: a folder for scratch goes by itself, or is in nobody's way.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,11 @@ from types import FrameType
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """End a run that is asked to stop as Ctrl-C does, so that it cleans up."""
+    """End a run that is asked to stop by a signal as Ctrl-C does, so that it cleans up.
+
+    By itself SIGTERM, which a container gets, ends Python at once, and so does SIGHUP, which comes
+    if the terminal is closed.
+    """
 
     def interrupt(_signal: int, _frame: FrameType | None) -> None:
         # Not KeyboardInterrupt itself: in an event loop, asyncio takes SIGINT to cancel its task.
@@ -22,14 +29,16 @@ def terminable() -> Iterator[None]:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Put off a request to stop until something is done, unless it is made a second time."""
-    asked = False
+    """Put off a request to stop until something is done, unless it is made a second time.
 
-    def put_off(_signal: int, _frame: FrameType | None) -> None:
-        nonlocal asked
+    Raises KeyboardInterrupt then, and at the end after a first request.
+    """
+    asked: list[int] = []
+
+    def put_off(number: int, _frame: FrameType | None) -> None:
         if asked:
             raise KeyboardInterrupt
-        asked = True
+        asked.append(number)
 
     with _handled_by(put_off, "SIGINT", "SIGTERM", "SIGHUP"):
         yield
@@ -38,22 +47,8 @@ def undisturbed() -> Iterator[None]:
 
 
 @contextmanager
-def postponed() -> Iterator[None]:
-    """Put off a request to stop, also for the processes that are started meanwhile."""
-    if not hasattr(signal, "pthread_sigmask"):  # not on Windows
-        yield
-        return
-    numbers = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@contextmanager
 def _handled_by(handler: Callable[[int, FrameType | None], None], *names: str) -> Iterator[None]:
-    """Handle those of the signals that this system has."""
+    """Handle those of the signals that this system has; Windows has no SIGHUP."""
     numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
     before = {number: signal.signal(number, handler) for number in numbers}
     try:
