@@ -1,8 +1,4 @@
-"""Refuse answers that give no working project, before any file is written.
-
-This file is Python before cookiecutter renders it, too: `alembic-templates new` takes problem() from
-it, to refuse before there is a folder.
-"""
+"""Refuse answers that give no working project, before any file is written."""
 
 import json
 import keyword
@@ -11,23 +7,26 @@ import sys
 
 # What is installed with the project, by its distribution's, its module's or its command's name.
 INSTALLED = {
-    "activate", "aiomysql", "aiosqlite", "alembic", "asyncpg", "build", "greenlet", "hatchling",
-    "iniconfig", "mako", "markupsafe", "mypy", "packaging", "pathspec", "pip", "pluggy", "psycopg",
-    "py", "pygments", "pymysql", "pytest", "pytest_alembic", "pytest_asyncio", "python", "python3",
-    "ruff", "setuptools", "sqlalchemy", "tomli", "typing_extensions",
+    "activate", "aiomysql", "aiosqlite", "alembic", "ast_serialize", "asyncpg", "build", "cfgv",
+    "distlib", "dotenv", "filelock", "greenlet", "hatchling", "identify", "iniconfig", "librt",
+    "mako", "markupsafe", "mypy", "nodeenv", "packaging", "pathspec", "pip", "platformdirs",
+    "pluggy", "pre_commit", "psycopg", "py", "pygments", "pymysql", "pyproject_hooks", "pytest",
+    "pytest_alembic", "pytest_asyncio", "python", "python3", "python_discovery",
+    "python_dotenv", "pyyaml", "ruff", "setuptools", "sqlalchemy", "tomli", "typing_extensions",
+    "virtualenv", "yaml",
 }  # fmt: skip
 
 # Other modules that the project or its tests import, and databases that servers keep for themselves.
 TAKEN = {
     *INSTALLED, *sys.stdlib_module_names, "test",
-    "conftest", "migrations", "migrations_shared", "tests",
+    "conftest", "tests",
     "test_migrations", "test_migrations_shared", "test_models", "test_startup",
     "information_schema", "mysql", "performance_schema", "template0", "template1",
 }  # fmt: skip
 
-# ruff format would wrap a line with a longer slug; the tests name tenants after the package, which
+# ruff format would wrap lines with longer ones; the tests name tenants after the package, too, which
 # have 60 characters.
-LONGEST_SLUG, LONGEST_PACKAGE = 70, 42
+LONGEST_SLUG, LONGEST_PACKAGE = 70, 36
 
 
 def problem(answers: dict[str, str]) -> str | None:

@@ -14,7 +14,6 @@ No database is touched but those that the tests create.
 import asyncio
 {% endif %}
 {% if db != "sqlite" %}
-import os
 import uuid
 {% endif %}
 from collections.abc import {{ "AsyncIterator, Iterator" if is_async and db != "sqlite" else "AsyncIterator" if is_async else "Iterator" }}
@@ -26,28 +25,23 @@ import pytest
 from alembic.config import Config
 {% if is_async %}
 {% if db != "sqlite" %}
-from sqlalchemy import make_url, text
+from sqlalchemy import text
 {% endif %}
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 {% else %}
 {% if db != "sqlite" %}
-from sqlalchemy import Engine, make_url, text
+from sqlalchemy import Engine, {{ 'make_url, ' if env == 'multitenant' and db == 'mariadb' }}text
 {% else %}
 from sqlalchemy import Engine
 {% endif %}
 from sqlalchemy.orm import Session
 {% endif %}
 
+from {{ cookiecutter.package_name }} import startup
 from {{ cookiecutter.package_name }}.database import make_engine
-from {{ cookiecutter.package_name }}.startup import {{ "add_tenant, make_config, start" if env == "multitenant" else "make_config, start" }}
 
 {% if db != "sqlite" %}
-SERVER = make_url(
-    os.environ.get(
-        "DATABASE_URL",
-        "{{ cookiecutter.__url.rpartition('/')[0] }}/{{ "postgres" if db == "postgresql" }}",
-    )
-)
+SERVER = make_engine().url
 
 
 {% if is_async %}
@@ -111,7 +105,7 @@ def empty_url(tmp_path: Path) -> str:
 async def engine(url: str) -> AsyncIterator[AsyncEngine]:
     """An engine on the database, at head."""
     engine = make_engine(url)
-    await start(engine, upgrade=True)
+    await startup.start(engine, upgrade=True)
     yield engine
     await engine.dispose()
 
@@ -149,8 +143,8 @@ def tenant() -> {{ "str" if db == "postgresql" else "Iterator[str]" }}:
 def engine(url: str, tenant: str) -> Iterator[Engine]:
     """An engine on the database, at head, with a tenant."""
     engine = make_engine(url)
-    start(engine, upgrade=True)
-    add_tenant(engine, tenant)
+    startup.start(engine, upgrade=True)
+    startup.add_tenant(engine, tenant)
     yield engine
     engine.dispose()
 
@@ -168,7 +162,7 @@ def session(engine: Engine, tenant: str) -> Iterator[Session]:
 def engine(url: str) -> Iterator[Engine]:
     """An engine on the database, at head."""
     engine = make_engine(url)
-    start(engine, upgrade=True)
+    startup.start(engine, upgrade=True)
     yield engine
     engine.dispose()
 
@@ -196,10 +190,10 @@ def alembic_engine(empty_url: str) -> Iterator[Engine]:
 def alembic_config({{ "empty_url: str" if env == "multitenant" }}) -> Config:
     """The configuration of the tests that pytest-alembic brings."""
 {% if env == "multitenant" %}
-    config = make_config()
+    config = startup.make_config()
     # {{ "The schema" if db == "postgresql" else "The database" }} that is there already is the only tenant.
     config.set_main_option("tenants", {{ '"public"' if db == "postgresql" else 'str(make_url(empty_url).database)' }})
     return config
 {% else %}
-    return make_config()
+    return startup.make_config()
 {% endif %}

@@ -27,7 +27,8 @@ from {{ cookiecutter.package_name }}.models import Customer, CustomerTotal, Invo
     session.add(customer)
     {{ w }}session.flush()
     session.add_all(
-        Invoice(customer_id=customer.id, amount=Decimal(amount)) for amount in ("1.50", "2.25")
+        Invoice(customer_id=customer.id, amount=Decimal(amount))
+        for amount in ("1.50", "2.25")
     )
     {{ w }}session.commit()
     totals = ({{ w }}session.scalars(select(CustomerTotal))).all()

@@ -11,7 +11,7 @@ from {{ cookiecutter.package_name }}.startup import start
 
 
 {{ a }}def test_start_refuses_a_database_that_is_not_at_head(empty_url: str) -> None:
-    """Without an upgrade, the application does not start on an empty database; with one it does."""
+    """The application does not start on an empty database, and does after an upgrade."""
     engine = make_engine(empty_url)
     with pytest.raises(CommandError):
         {{ w }}start(engine)

@@ -12,6 +12,7 @@ from typing import Any
 {% if cookiecutter.database == "sqlite" %}
 from sqlalchemy import Connection, event
 {% endif %}
+from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import (
     AsyncEngine,
     AsyncSession,
@@ -24,18 +25,21 @@ from sqlalchemy import Connection, Engine, create_engine, event
 {% else %}
 from sqlalchemy import Engine, create_engine
 {% endif %}
+from sqlalchemy.exc import ArgumentError
 from sqlalchemy.orm import Session, sessionmaker
 {% endif %}
+
+NO_URL = "No database URL: copy .env.example to .env, or set DATABASE_URL."
 
 
 def make_engine(url: str | None = None) -> {{ engine }}:
     """Return an engine for a URL, by default that of the environment variable DATABASE_URL.
 
-    Raises RuntimeError where neither is given.
+    Raises ArgumentError if neither is given.
     """
     url = url or os.environ.get("DATABASE_URL")
     if not url:
-        raise RuntimeError("No database URL: set DATABASE_URL, as .env.example does.")
+        raise ArgumentError(NO_URL)
 {% if cookiecutter.database == "sqlite" %}
     engine = {{ "create_async_engine" if is_async else "create_engine" }}(url)
     event.listen({{ events }}, "connect", _prepare)
@@ -44,7 +48,7 @@ def make_engine(url: str | None = None) -> {{ engine }}:
 
 
 def _prepare(connection: Any, _record: Any) -> None:
-    """Let SQLAlchemy begin transactions: sqlite3 begins none before a SELECT or a SAVEPOINT."""
+    """Let SQLAlchemy begin transactions: sqlite3 begins none before a SELECT."""
     connection.isolation_level = None
     cursor = connection.cursor()
     cursor.execute("PRAGMA foreign_keys = ON")

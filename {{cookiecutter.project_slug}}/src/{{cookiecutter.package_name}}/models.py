@@ -8,7 +8,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from {{ cookiecutter.package_name }}.replaceable import ReplaceableObject, register
 
-# Without a convention the database names constraints, and no revision can name them to drop them.
+# Without a convention the database names constraints, and no revision could drop them.
 NAMING_CONVENTION = {
     "ix": "ix_%(column_0_N_label)s",
     "uq": "uq_%(table_name)s_%(column_0_N_name)s",
@@ -60,7 +60,9 @@ class Invoice(Base):
 {% if cookiecutter.database == "mariadb" %}
     updated_at: Mapped[datetime] = mapped_column(DateTime, server_default=func.now())
 {% else %}
-    updated_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
+    updated_at: Mapped[datetime] = mapped_column(
+        DateTime(timezone=True), server_default=func.now()
+    )
 {% endif %}
 
 

@@ -5,50 +5,49 @@
 import io
 {% endif %}
 from pathlib import Path
-{% if env in ("shared", "multitenant") %}
-from typing import Any
-{% endif %}
 
 {% if env != "shared" %}
 from alembic import command
 {% endif %}
 from alembic.config import Config
 {% if env == "shared" %}
-from alembic.util import CommandError, load_python_file
-from sqlalchemy import Connection, Engine
+from alembic.util import CommandError
+from sqlalchemy import Engine
 {% elif env == "multitenant" %}
-from alembic.util import load_python_file
-from sqlalchemy import Connection, Engine, insert, select
+from alembic.util import CommandError
+from sqlalchemy import Engine, insert, select
+from sqlalchemy.exc import IntegrityError
 {% elif env == "asyncio" %}
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncEngine
 {% else %}
 from sqlalchemy import Engine
 {% endif %}
-{% if env == "multitenant" %}
+{% if env in ("shared", "multitenant") %}
 
+from {{ cookiecutter.package_name }}.migrations.commands import Migrations
+{% endif %}
+{% if env == "multitenant" %}
 from {{ cookiecutter.package_name }}.models import Tenant
 {% endif %}
 
 
-def make_config({{ 'section: str = "alembic"' if env == "multitenant" }}) -> Config:
-    """Return the migrations' configuration: beside this file in a wheel, else of the checkout."""
+def make_config(section: str = "alembic") -> Config:
+    """Return the configuration of the migrations: a section of the project's alembic.ini.
+
+    In a wheel, alembic.ini stands beside this file; in a checkout, at the top.
+    """
     package = Path(__file__).resolve().parent
     folder = package if (package / "alembic.ini").is_file() else package.parents[1]
-{% if env == "shared" %}
-    return Config(folder / "alembic.ini")
-{% else %}
-    # What a command prints is not for the application's output.
-    return Config(folder / "alembic.ini"{{ ", ini_section=section" if env == "multitenant" }}, stdout=io.StringIO())
-{% endif %}
+    return Config(folder / "alembic.ini", ini_section=section)
 
 
 {% if env == "asyncio" %}
 async def start(engine: AsyncEngine, *, upgrade: bool = False) -> None:
     """Upgrade the database, or refuse to go on with one that is not at head.
 
-    Several processes may start at once: one upgrades, the others wait and find it done. Raises
-    CommandError where the database is not at head, or cannot be upgraded.
+    Several processes may start at once: one upgrades, the others wait and find it done.
+    Raises CommandError if the database is not at head, or cannot be upgraded.
     """
     async with engine.connect() as connection:
         await connection.run_sync(_start, upgrade)
@@ -56,6 +55,8 @@ async def start(engine: AsyncEngine, *, upgrade: bool = False) -> None:
 
 def _start(connection: Connection, upgrade: bool) -> None:
     config = make_config()
+    # What a command prints is not for the application's output.
+    config.stdout = io.StringIO()
     config.attributes["connection"] = connection
     if upgrade:
         command.upgrade(config, "head")
@@ -63,20 +64,22 @@ def _start(connection: Connection, upgrade: bool) -> None:
         command.current(config, check_heads=True)
 {% elif env == "multitenant" %}
 def start(engine: Engine, *, upgrade: bool = False) -> None:
-    """Upgrade the shared tables and every tenant's, or refuse to go on where one is not at head.
+    """Upgrade the tables that are shared and every tenant's, or check that they are at head.
 
-    Several processes may start at once: one upgrades, the others wait and find it done. Raises
-    CommandError where a database or a tenant is not at head, or cannot be upgraded.
+    Several processes may start at once: one upgrades, the others wait and find it done.
+    Raises CommandError if a database or a tenant is not at head, or cannot be upgraded.
     """
     _start(engine, "shared", upgrade)
     with engine.connect() as connection:
-        has_tenants = connection.execute(select(Tenant.name).limit(1)).first() is not None
-    if has_tenants:
+        tenant = connection.execute(select(Tenant.name).limit(1)).first()
+    if tenant is not None:
         _start(engine, "alembic", upgrade)
 
 
 def _start(engine: Engine, section: str, upgrade: bool) -> None:
     config = make_config(section)
+    # What a command prints is not for the application's output.
+    config.stdout = io.StringIO()
     config.attributes["connection"] = engine
     if upgrade:
         command.upgrade(config, "head")
@@ -87,46 +90,39 @@ def _start(engine: Engine, section: str, upgrade: bool) -> None:
 def add_tenant(engine: Engine, name: str) -> None:
     """Add a tenant with its tables{{ ", all or nothing" if cookiecutter.database == "postgresql" }}.
 
-    Raises CommandError where they cannot be created.
+    Raises CommandError if there is one of this name, or if they cannot be created.
     """
     with engine.begin() as connection:
-        connection.execute(insert(Tenant).values(name=name))
-        migrations(connection, tenant=[name]).upgrade()
-
-
-def migrations(connection: Connection, **attributes: Any) -> Any:
-    """Return the environment's own `Migrations`, its commands bound to a connection."""
-    config = make_config()
-    folder = config.get_alembic_option("script_location") or ""
-    return load_python_file(folder, "commands.py").Migrations(connection, config, **attributes)
+        try:
+            connection.execute(insert(Tenant).values(name=name))
+        except IntegrityError as error:
+            raise CommandError(f"There is a tenant {name!r} already.") from error
+        Migrations(connection, make_config(), tenant=[name]).upgrade()
 {% elif env == "shared" %}
 def start(engine: Engine, *, upgrade: bool = False) -> None:
     """Upgrade the database, or refuse to go on with one that is not at head.
 
-    Several processes may start at once: one upgrades, the others wait and find it done. Raises
-    CommandError where the database is not at head, or cannot be upgraded.
+    Several processes may start at once: one upgrades, the others wait and find it done.
+    Raises CommandError if the database is not at head, or cannot be upgraded.
     """
     with engine.connect() as connection:
-        commands = migrations(connection)
+        migrations = Migrations(connection, make_config())
         if upgrade:
-            commands.upgrade()
-        elif not commands.at_head():
-            raise CommandError("The database is not at head: run `alembic upgrade head`.")
-
-
-def migrations(connection: Connection) -> Any:
-    """Return the environment's own `Migrations`, its commands bound to a connection."""
-    config = make_config()
-    folder = config.get_alembic_option("script_location") or ""
-    return load_python_file(folder, "commands.py").Migrations(connection, config)
+            migrations.upgrade()
+        elif not migrations.at_head():
+            raise CommandError(
+                "The database is not at head: run the project's `upgrade head` first."
+            )
 {% else %}
 def start(engine: Engine, *, upgrade: bool = False) -> None:
     """Upgrade the database, or refuse to go on with one that is not at head.
 
-    Several processes may start at once: one upgrades, the others wait and find it done. Raises
-    CommandError where the database is not at head, or cannot be upgraded.
+    Several processes may start at once: one upgrades, the others wait and find it done.
+    Raises CommandError if the database is not at head, or cannot be upgraded.
     """
     config = make_config()
+    # What a command prints is not for the application's output.
+    config.stdout = io.StringIO()
     with engine.connect() as connection:
         config.attributes["connection"] = connection
         if upgrade:

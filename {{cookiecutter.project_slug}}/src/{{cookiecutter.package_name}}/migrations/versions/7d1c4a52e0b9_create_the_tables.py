@@ -71,7 +71,9 @@ def upgrade() -> None:
             nullable=False,
         ),
         sa.ForeignKeyConstraint(
-            ["customer_id"], ["customer.id"], name=op.f("fk_invoice_customer_id_customer")
+            ["customer_id"],
+            ["customer.id"],
+            name=op.f("fk_invoice_customer_id_customer"),
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_invoice")),
     )

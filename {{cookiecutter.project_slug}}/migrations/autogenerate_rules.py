@@ -1,1 +1,0 @@
-{% include cookiecutter.environment ~ "/autogenerate_rules.py" ignore missing %}

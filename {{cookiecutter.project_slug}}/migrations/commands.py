@@ -1,1 +1,0 @@
-{% include cookiecutter.environment ~ "/commands.py" ignore missing %}

@@ -1,1 +1,0 @@
-{% include cookiecutter.environment ~ "/env.py" ignore missing %}

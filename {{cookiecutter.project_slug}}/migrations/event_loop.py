@@ -1,1 +1,0 @@
-{% include cookiecutter.environment ~ "/event_loop.py" ignore missing %}

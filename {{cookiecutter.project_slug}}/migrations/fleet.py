@@ -1,1 +1,0 @@
-{% include cookiecutter.environment ~ "/fleet.py" ignore missing %}

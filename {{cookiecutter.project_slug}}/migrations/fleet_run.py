@@ -1,1 +1,0 @@
-{% include cookiecutter.environment ~ "/fleet_run.py" ignore missing %}

@@ -1,1 +1,0 @@
-{% include cookiecutter.environment ~ "/migration_lock.py" ignore missing %}

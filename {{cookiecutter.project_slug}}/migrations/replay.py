@@ -1,1 +1,0 @@
-{% include cookiecutter.environment ~ "/replay.py" ignore missing %}

@@ -1,1 +1,0 @@
-{% include cookiecutter.environment ~ "/script.py.mako" ignore missing %}

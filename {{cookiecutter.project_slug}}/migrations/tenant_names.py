@@ -1,1 +1,0 @@
-{% include cookiecutter.environment ~ "/tenant_names.py" ignore missing %}

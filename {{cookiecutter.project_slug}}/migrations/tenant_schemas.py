@@ -1,1 +1,0 @@
-{% include cookiecutter.environment ~ "/tenant_schemas.py" ignore missing %}

@@ -1,3 +1,0 @@
-{% if cookiecutter.environment == "multitenant" %}
-{% include "sync/migration_lock.py" %}
-{% endif %}

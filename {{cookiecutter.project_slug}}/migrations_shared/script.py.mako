@@ -1,3 +1,0 @@
-{% if cookiecutter.environment == "multitenant" %}
-{% include "sync/script.py.mako" %}
-{% endif %}
