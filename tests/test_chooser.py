@@ -22,7 +22,7 @@ from sqlalchemy import URL, column, create_engine, inspect, select, table
 
 from alembic_templates import cli
 
-HOWS = ("install", "path")
+HOWS = ("init", "install", "path")
 MODELS_MODULE = f"{MODELS}\n\nclass Base:\n    metadata = metadata\n"
 OPTIONS = (
     "--headless",
@@ -105,10 +105,10 @@ def short(driver: str) -> str:
     return driver.partition("+")[2] or "sqlite3"
 
 
-def fragment(template: str, driver: str, how: str = "install") -> str:
+def fragment(template: str, driver: str, how: str = "init") -> str:
     """Return the end of the address of a choice."""
     choice = f"#{template}-{kind_of(driver)}-{short(driver)}"
-    return choice if how == "install" else f"{choice}-{how}"
+    return choice if how == "init" else f"{choice}-{how}"
 
 
 def packages(template: str, driver: str) -> set[str]:
@@ -383,16 +383,17 @@ def test_what_is_shown_works(
 
 
 @pytest.mark.parametrize("template", SUPPORTED)
-def test_by_path_is_the_same_as_installed(
+def test_each_way_to_a_template_is_the_same(
     template: str, page: Page, machine: Machine, tmp_path: Path
 ) -> None:
-    """Both ways to a template give the same files, and nothing else of the page differs."""
+    """The three ways to a template give the same files, and nothing else of the page differs."""
     page.choose(template)
     choices, files = [], []
     for how in HOWS:
         page.choose(how)
         choice = read_choice(page)
-        assert ("alembic-templates install" in choice.init) == (how == "install")
+        begin = {"init": "alembic-templates init ", "install": "alembic-templates install "}
+        assert choice.init.startswith(begin.get(how, "alembic init "))
         folder = tmp_path / how / "project"
         machine.make(folder, choice.init)
         choices.append((choice.install, choice.ini, choice.migrate, choice.python))
@@ -403,8 +404,8 @@ def test_by_path_is_the_same_as_installed(
                 if path.is_file()
             }
         )
-    assert choices[0] == choices[1]
-    assert files[0] == files[1]
+    assert choices[0] == choices[1] == choices[2]
+    assert files[0] == files[1] == files[2]
     assert "env.py" in {path.name for path in files[0]}
 
 
@@ -437,10 +438,12 @@ def test_the_fragment_follows_the_choice(page: Page) -> None:
     page.choose("shared", "asyncpg", "path")
     assert page.fragment == "#shared-postgresql-asyncpg-path"
     page.choose("install")
+    assert page.fragment == "#shared-postgresql-asyncpg-install"
+    page.choose("init")
     assert page.fragment == "#shared-postgresql-asyncpg"
     page.choose("path")
     page.go("#sync-sqlite-sqlite3")
-    assert page.chosen == ["sync", "sqlite3", "install"]
+    assert page.chosen == ["sync", "sqlite3", "init"]
 
 
 def test_a_driver_that_does_not_fit_gives_way(page: Page) -> None:
@@ -450,7 +453,7 @@ def test_a_driver_that_does_not_fit_gives_way(page: Page) -> None:
     page.choose("asyncio")
     assert page.fragment == "#asyncio-mariadb-aiomysql"
     page.open("#sync-postgresql-asyncpg")
-    assert page.chosen == ["sync", "psycopg", "install"]
+    assert page.chosen == ["sync", "psycopg", "init"]
 
 
 def test_without_javascript(page: Page) -> None:
@@ -500,7 +503,7 @@ def test_keyboard(page: Page) -> None:
     assert page.fragment == "#sync-mariadb-pymysql"
     page.browser.switch_to.active_element.send_keys(Keys.TAB)
     page.browser.switch_to.active_element.send_keys(Keys.ARROW_DOWN)
-    assert page.fragment == "#sync-mariadb-pymysql-path"
+    assert page.fragment == "#sync-mariadb-pymysql-install"
 
 
 def test_phone(page: Page) -> None:

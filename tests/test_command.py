@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import os
+import random
+import re
 import shlex
 import shutil
 import subprocess
@@ -15,14 +18,17 @@ from importlib.metadata import files, version
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
 import alembic_templates
 from alembic_templates import cli
 from alembic_templates._catalog import catalog, templates_folder
-from alembic_templates._install import Target, install
+from alembic_templates._install import Target, install, needed
 
 SHARED = templates_folder() / "shared"
-VERBS = ["list", "install", "uninstall", "path", "diff", "try", "prune", "new"]
+OTHER = "its answer is not a Python's"
+VERBS = ["init", "list", "install", "uninstall", "path", "diff"]
+VERBS += ["try", "prune", "lint", "rebase", "new"]
 
 # Runs a program as a user who may not write where the mode says so, which root may: without the
 # capability CAP_DAC_OVERRIDE (1), by prctl's PR_CAPBSET_DROP (24).
@@ -39,61 +45,80 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
 os.execv(sys.argv[1], sys.argv[1:])
 """
 
-# Installs `shared` again and again, each time killed one file-system operation later, and looks at
-# what each kill leaves: the state before (a copy of it is the argument, if any) or the state after.
-KILLED = """
-import os, shutil, signal, sys
+# Kills its process in front of the n-th change that it makes to the file system.
+KILLER = """
+import os, signal, sys
+
+CHANGES = {"fcntl.flock", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "shutil.copyfile"}
+
+def kill_before(change):
+    left = [change]
+    def count(event, arguments):
+        writes = event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        if writes or event in CHANGES:
+            left[0] -= 1
+            if left[0] == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+    sys.addaudithook(count)
+
+if "KILL_BEFORE" in os.environ:
+    kill_before(int(os.environ["KILL_BEFORE"]))
+"""
+
+# Changes `shared` again and again, each time killed one change later, and looks at what each kill
+# leaves: the state before (a copy of it is the third argument, if any), the state after, or none.
+KILLED = f"""
+{KILLER}
+import shutil
 from io import StringIO
 from pathlib import Path
 from alembic import command
 from alembic.config import Config
-from alembic_templates._install import install, target_of
+from alembic_templates._install import install, states, target_of, uninstall
 
 target = target_of(sys.executable)
-package = target.folder.parent
 place = target.folder / "shared"
+work = dict(install=install, uninstall=uninstall)[sys.argv[1]]
+force = sys.argv[2] == "--force"
 
 def content():
     paths = place.rglob("*") if place.exists() else ()
-    return {path.relative_to(place): path.read_bytes() for path in paths if path.is_file()}
+    return {{path.relative_to(place): path.read_bytes() for path in paths if path.is_file()}}
 
-def install_in_child(operations):
+def in_child(change):
     pid = os.fork()
     if pid == 0:
-        left = [operations]
-        def count(event, arguments):
-            if event == "ctypes.dlsym" or any(str(package) in str(each) for each in arguments):
-                left[0] -= 1
-                if left[0] == 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
-        sys.addaudithook(count)
-        install("shared", target, force=False)
+        kill_before(change)
+        work("shared", target, force=force)
         os._exit(0)
     return os.waitpid(pid, 0)[1]
 
 def set_up():
     shutil.rmtree(place, ignore_errors=True)
-    if len(sys.argv) > 1:
-        shutil.copytree(sys.argv[1], place)
+    if len(sys.argv) > 3:
+        shutil.copytree(sys.argv[3], place)
     return content()
 
 before = set_up()
-assert install_in_child(0) == 0
+assert in_child(0) == 0
 after = content()
-kills = {"before": 0, "after": 0}
-for operations in range(1, 1000):
+kills = []
+for change in range(1, 1000):
     set_up()
-    if install_in_child(operations) == 0:
+    if in_child(change) == 0:
         break
     left = content()
-    assert left in (before, after), (operations, sorted(left))
-    kills["before" if left == before else "after"] += 1
+    assert left in (before, after, {{}}), (change, sorted(left))
+    kills.append("before" if left == before else "after" if left == after else "none")
     listed = StringIO()
     command.list_templates(Config(stdout=listed))
     assert ("shared - " in listed.getvalue()) == bool(left), listed.getvalue()
-    assert install_in_child(0) == 0
+    states(target)
+    assert content() == left
+    assert not list(target.folder.parent.glob(".alembic-templates*"))
+    assert in_child(0) == 0
     assert content() == after
-print(kills["before"], kills["after"])
+print(*(kills.count(kind) for kind in ("before", "none", "after")))
 """
 
 
@@ -401,7 +426,7 @@ def test_install_never_replaces_a_template_that_alembic_ships(
     before = sandbox.tree()
     assert sandbox.refused("install", "shared", *options) == (
         "Alembic ships a template 'shared' of its own, which is never replaced: use "
-        'alembic init -t "$(alembic-templates path shared)".'
+        "alembic-templates init shared migrations."
     )
     assert sandbox.tree() == before
 
@@ -434,47 +459,156 @@ def not_executable_format(folder: Path) -> Path:
     return path
 
 
+def script(folder: Path, *lines: str) -> Path:
+    """Return a shell script of these lines."""
+    path = folder / "script"
+    path.write_text("\n".join(["#!/bin/sh", *lines, ""]), encoding="utf-8")
+    path.chmod(0o755)
+    return path
+
+
 @pytest.mark.parametrize(
-    ("make", "sentence"),
+    ("make", "reason"),
     [
         pytest.param(
-            lambda folder: "no-such-python",
-            "'{python}' is no program: expected the path of a Python, such as .venv/bin/python.",
-            id="unknown",
+            lambda folder: folder / "no-such-python", "No such file or directory", id="unknown"
         ),
+        pytest.param(lambda folder: folder, "Permission denied", id="folder"),
+        pytest.param(not_executable_format, "Exec format error", id="text-file"),
+        pytest.param(lambda folder: shutil.which("true"), OTHER, id="other-program"),
         pytest.param(
-            lambda folder: folder,
-            "'{python}' is no program: expected the path of a Python, such as .venv/bin/python.",
-            id="folder",
-        ),
-        pytest.param(
-            not_executable_format, "{python} does not run (Exec format error).", id="text-file"
-        ),
-        pytest.param(
-            lambda folder: shutil.which("true"),
-            "{python} is no Python: expected the path of one, such as .venv/bin/python.",
-            id="other-program",
-        ),
-        pytest.param(
-            lambda folder: shutil.which("false"),
-            "{python} imports no Alembic (no error was printed): install Alembic 1.16 or later "
-            "for it.",
-            id="failing-program",
+            lambda folder: shutil.which("false"), "no error was printed", id="failing-program"
         ),
         pytest.param(
             lambda folder: make_venv(folder / "bare"),
-            "{python} imports no Alembic (ModuleNotFoundError: No module named 'alembic'): install "
-            "Alembic 1.16 or later for it.",
+            "ModuleNotFoundError: No module named 'alembic'",
             id="without-alembic",
+        ),
+        pytest.param(
+            lambda folder: script(folder, r"printf 'caf\351\n' >&2", "exit 1"),
+            r"caf\xe9",
+            id="error-in-latin-1",
+        ),
+        *(
+            pytest.param(
+                lambda folder, printed=printed: script(folder, f"printf '{printed}'"),
+                OTHER,
+                id=f"prints-{printed}",
+            )
+            for printed in (
+                "5",
+                "null",
+                '"text"',
+                "[null, []]",
+                '["/folder", []]',
+                '{"folder": 5}',
+                r"caf\351",
+                r"\000",
+            )
         ),
     ],
 )
 def test_python_that_cannot_be_used_is_one_sentence(
-    sandbox: Sandbox, make: Callable[[Path], object], sentence: str
+    sandbox: Sandbox, make: Callable[[Path], object], reason: str
 ) -> None:
     """A --python that is no Python with an Alembic is refused by its name, with the reason."""
     python = str(make(sandbox.folder))
-    assert sandbox.refused("install", "--python", python) == sentence.format(python=python)
+    assert sandbox.refused("install", "--python", python) == (
+        f"{python} cannot be used ({reason}): expected a Python that has Alembic 1.16 or later, "
+        "such as .venv/bin/python."
+    )
+
+
+def test_oldest_versions_are_those_of_the_dependencies() -> None:
+    """What `install` takes for too old is what pyproject.toml says, for the same two names."""
+    pyproject = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    (line,) = re.findall(r"^dependencies = (.+)$", pyproject, re.MULTILINE)
+    assert [f"{name}>={oldest}" for name, oldest in needed().items()] == ast.literal_eval(line)
+    assert list(needed()) == ["alembic", "sqlalchemy"]
+
+
+@pytest.mark.packaging
+@pytest.mark.parametrize(
+    ("alembic", "sqlalchemy", "sentence"),
+    [
+        pytest.param("1.13.3", "2.0.30", "alembic 1.16 or later, and {} has 1.13.3", id="alembic"),
+        pytest.param("1.13.3", "1.4.54", "alembic 1.16 or later, and {} has 1.13.3", id="both"),
+        pytest.param(
+            "1.16.0", "1.4.54", "sqlalchemy 2.0.30 or later, and {} has 1.4.54", id="sqlalchemy"
+        ),
+    ],
+)
+def test_old_alembic_is_refused_and_can_be_cleared(
+    tmp_path: Path, alembic: str, sqlalchemy: str, sentence: str
+) -> None:
+    """Nothing is installed into what is too old, also with --force; what is there can be removed."""
+    python = make_venv(tmp_path / "venv")
+    pip = [sys.executable, "-m", "pip", "--python", python, "--disable-pip-version-check", "-q"]
+    versions = [f"alembic=={alembic}", f"sqlalchemy=={sqlalchemy}"]
+    subprocess.run([*pip, "install", *versions], check=True)
+    old = Sandbox(tmp_path)
+    install("shared", old.target, force=False)
+    before = old.tree()
+
+    def command(*args: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+        return old.run(sys.executable, "-m", cli.__name__, *args, code=code)
+
+    for force in ([], ["--force"]):
+        done = command("install", "--python", str(python), *force, code=1)
+        needs = f"The templates need {sentence.format(python)}"
+        assert done.stderr == f"error: {needs}: upgrade it first.\n"
+        assert done.stdout == ""
+        assert old.tree() == before
+    assert "[installed]" in command("list", "--python", str(python)).stdout
+    old.alembic("init", "-t", "shared", "migrations")
+    assert command("diff", "shared", "migrations").stdout == ""
+    printed = command("uninstall", "--python", str(python)).stdout
+    assert printed == f"shared: removed from {old.templates}\n"
+
+
+@pytest.mark.parametrize("active", ["other", "same", "link"])
+def test_install_beside_the_active_environment_is_said(sandbox: Sandbox, active: str) -> None:
+    """Where the active virtual environment is another one, a line says so; the rest is the same."""
+    (sandbox.folder / "link").symlink_to(sandbox.folder / "venv")
+    folder = sandbox.folder / ("venv" if active == "same" else active)
+    program = sandbox.python.with_name("alembic-templates")
+    done = sandbox.run(sandbox.python, program, "install", "shared", VIRTUAL_ENV=str(folder))
+    assert done.stdout == f"shared: installed in {sandbox.templates}\n"
+    assert done.stderr == (
+        ""
+        if active != "other"
+        else warning(sandbox, f"not in the active virtual environment {folder}")
+    )
+
+
+def test_a_python_that_is_named_is_meant(sandbox: Sandbox) -> None:
+    """With --python nothing is said of the active virtual environment."""
+    program = sandbox.python.with_name("alembic-templates")
+    args = ["install", "shared", "--python", str(sandbox.python)]
+    done = sandbox.run(sandbox.python, program, *args, VIRTUAL_ENV=str(sandbox.folder / "other"))
+    assert done.stdout == f"shared: installed in {sandbox.templates}\n"
+    assert done.stderr == ""
+
+
+def warning(sandbox: Sandbox, where: str) -> str:
+    """Return the warning of templates that a project's Alembic will not find."""
+    return (
+        f"warning: the templates are for {sandbox.python}, which is {where}: install them where the "
+        "project has its Alembic, by --python .venv/bin/python, or use alembic-templates init, "
+        "which needs no install.\n"
+    )
+
+
+@pytest.mark.parametrize("receipt", ["pipx_metadata.json", "uv-receipt.toml"])
+def test_install_into_the_environment_of_the_command_alone_is_said(
+    sandbox: Sandbox, receipt: str
+) -> None:
+    """Under pipx and uv the command has an Alembic of its own, which no project runs."""
+    (sandbox.folder / "venv" / receipt).touch()
+    program = sandbox.python.with_name("alembic-templates")
+    done = sandbox.run(sandbox.python, program, "install", "shared")
+    assert done.stdout == f"shared: installed in {sandbox.templates}\n"
+    assert done.stderr == warning(sandbox, "in an environment that is for this command alone")
 
 
 def test_migrations_in_a_folder_named_alembic_are_not_taken_for_alembic(sandbox: Sandbox) -> None:
@@ -501,21 +635,85 @@ def test_alembic_knows_an_installed_template(sandbox: Sandbox, other_version: Pa
     assert not (sandbox.templates / "retired" / "__pycache__").exists()
 
 
-@pytest.mark.parametrize("start", ["absent", "outdated"])
-def test_killed_install_leaves_the_old_or_the_new_template(
-    sandbox: Sandbox, other_version: Path, start: str
+@pytest.mark.parametrize(
+    ("start", "verb", "options"),
+    [
+        pytest.param("absent", "install", "", id="first-install"),
+        pytest.param("outdated", "install", "", id="update"),
+        pytest.param("modified", "install", "--force", id="replacement"),
+        pytest.param("outdated", "uninstall", "", id="uninstall"),
+    ],
+)
+def test_killed_command_leaves_the_old_or_the_new_template(
+    sandbox: Sandbox, other_version: Path, start: str, verb: str, options: str
 ) -> None:
-    """Killed before any of its file-system operations, an install leaves one whole state."""
+    """Killed before any change that it makes, a command leaves one whole state, or none at all.
+
+    None is left between the two renames of a replacement alone. The next command, if only `list`,
+    clears up, and the same command does the work.
+    """
     original = sandbox.tree()
-    args: list[Path] = []
-    if start == "outdated":
+    args: list[str | Path] = [verb, options]
+    if start != "absent":
         sandbox.command("install", "shared", PYTHONPATH=str(other_version))
-        args = [sandbox.folder / "old"]
-        (sandbox.templates / "shared").rename(args[0])
-    before, after = sandbox.run(sandbox.python, "-c", KILLED, *args).stdout.split()
-    assert int(before) > len(list(SHARED.iterdir()))
+        if start == "modified":
+            (sandbox.templates / "shared" / "mine.py").write_text("", encoding="utf-8")
+        args.append(sandbox.folder / "old")
+        (sandbox.templates / "shared").rename(args[-1])
+    before, none, after = sandbox.run(sandbox.python, "-c", KILLED, *args).stdout.split()
+    assert int(before) > (len(list(SHARED.iterdir())) if verb == "install" else 1)
+    assert int(none) == (1 if verb == "install" and start != "absent" else 0)
     assert int(after) > 0
-    assert sandbox.state() == "installed"
+    sandbox.command("uninstall")
+    assert sandbox.tree() == original
+
+
+def test_commands_at_once_leave_whole_templates(sandbox: Sandbox, other_version: Path) -> None:
+    """Two versions installed and removed by many processes, some of them killed: one stays, whole."""
+    original = sandbox.tree()
+    killer = sandbox.folder / "killer"
+    killer.mkdir()
+    (killer / "sitecustomize.py").write_text(KILLER, encoding="utf-8")
+    other = {"PYTHONPATH": f"{other_version}{os.pathsep}{killer}"}
+    own = {"PYTHONPATH": str(killer)}
+
+    def content() -> dict[str, bytes]:
+        place = sandbox.templates / "shared"
+        paths = [path for path in place.rglob("*") if path.is_file()]
+        return {str(path.relative_to(place)): path.read_bytes() for path in paths}
+
+    whole: list[dict[str, bytes]] = [{}]
+    for variables in (other, own):
+        sandbox.command("install", "shared", **variables)
+        whole.append(content())
+    chance = random.Random(0)
+    for _ in range(3):
+        started = []
+        for number in range(10):
+            verb = ("install", "install", "uninstall")[number % 3]
+            variables = {**sandbox.env, **(own if number % 2 else other)}
+            killed = number > 6
+            if killed:
+                variables["KILL_BEFORE"] = str(chance.randrange(1, 30))
+            script = sandbox.python.with_name("alembic-templates")
+            process = subprocess.Popen(
+                [sandbox.python, script, verb, "shared"],
+                env=variables,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            started.append((process, killed))
+        for process, killed in started:
+            error = process.communicate(timeout=120)[1]
+            assert error == ""
+            assert process.returncode == 0 or killed
+        assert content() in whole
+        sandbox.alembic("list_templates")
+        sandbox.command("list")
+        assert content() in whole
+        sandbox.command("install", "shared")
+        assert content() == whole[2]
     sandbox.command("uninstall")
     assert sandbox.tree() == original
 
@@ -530,7 +728,7 @@ def test_read_only_alembic_is_one_sentence(sandbox: Sandbox, verb: str) -> None:
         folder.chmod(0o555)
     assert sandbox.refused(verb, "shared", wrapper=UNPRIVILEGED) == (
         f"{sandbox.templates} cannot be changed (Permission denied): use a template without "
-        'installing it, by alembic init -t "$(alembic-templates path NAME)" migrations.'
+        "installing it, by alembic-templates init NAME migrations."
     )
     assert sandbox.tree() == before
 
@@ -598,6 +796,30 @@ def test_modified_template_is_refused(
     sandbox.command(verb, "shared", "--force")
     assert sandbox.state() == left
     assert not (sandbox.templates / "shared" / "my_notes").exists()
+
+
+@pytest.mark.parametrize("verb", ["install", "uninstall"])
+def test_modified_template_does_not_stop_the_others(sandbox: Sandbox, verb: str) -> None:
+    """The other templates are installed or removed, and the exit code is 1."""
+    install("sync", sandbox.target, force=False)
+    edited(sandbox)
+    program = sandbox.python.with_name("alembic-templates")
+    done = sandbox.run(sandbox.python, program, verb, code=1)
+    assert done.stderr.startswith(f"error: {sandbox.templates / 'shared'} was modified since")
+    assert done.stderr.count("\n") == 1
+    others = "installed" if verb == "install" else "not installed"
+    expected = {**dict.fromkeys(catalog(), others), "shared": "modified"}
+    assert listed(sandbox) == expected
+    assert [line.partition(":")[0] for line in done.stdout.splitlines()] == (
+        [name for name in catalog() if name != "shared"] if verb == "install" else ["sync"]
+    )
+
+
+def test_error_of_all_templates_is_said_once(sandbox: Sandbox) -> None:
+    """Where none of the templates can be installed for the same reason, it is one sentence."""
+    for folder in (sandbox.templates, sandbox.templates.parent):
+        folder.chmod(0o555)
+    assert "cannot be changed" in sandbox.refused("install", wrapper=UNPRIVILEGED)
 
 
 @pytest.mark.parametrize("options", [(), ("--force",)], ids=["plain", "force"])
@@ -701,6 +923,25 @@ def test_diff_shows_a_missing_module(sandbox: Sandbox, environment: Path) -> Non
     ]
 
 
+@pytest.mark.parametrize("name", catalog())
+def test_diff_knows_what_may_be_deleted(sandbox: Sandbox, name: str) -> None:
+    """Without a file that the README marks there is no difference; with a change in it there is."""
+    sandbox.alembic("init", "-t", str(templates_folder() / name), "migrations")
+    folder = sandbox.folder / "migrations"
+    optional = catalog()[name].optional
+    assert {"autogenerate_rules.py", "sqlite_transactions.py", "mysql_lock.py"} < optional
+    assert ("commands.py" in optional) == (name in {"shared", "multitenant"})
+    assert ("replay.py" in optional) == (name == "multitenant")
+    for file in optional - {"autogenerate_rules.py"}:
+        (folder / file).unlink()
+    assert sandbox.command("diff", name, "migrations") == ""
+    (folder / "autogenerate_rules.py").write_text("")
+    (folder / "script.py.mako").unlink()
+    done = sandbox.run(sandbox.python, "-m", cli.__name__, "diff", name, "migrations", code=1)
+    changed = re.findall(r"^--- (.+)$", done.stdout, re.MULTILINE)
+    assert changed == [f"{name}/autogenerate_rules.py", f"{name}/script.py.mako"]
+
+
 @pytest.mark.parametrize(
     ("old", "new"),
     [
@@ -713,10 +954,10 @@ def test_diff_is_one_that_patch_applies(
     sandbox: Sandbox, environment: Path, old: str, new: str
 ) -> None:
     """Whatever ends the lines of an environment, each line of the diff is one of a patch."""
-    with (SHARED / "migration_settings.py").open(encoding="utf-8") as file:
+    with (SHARED / "settings.py").open(encoding="utf-8") as file:
         content = file.read()
     changed = content.replace(old, new) if old in content else f"{new}\n{content}"
-    (environment / "migration_settings.py").write_bytes(changed.encode())
+    (environment / "settings.py").write_bytes(changed.encode())
     script = sandbox.python.with_name("alembic-templates")
     done = subprocess.run(
         [sandbox.python, script, "diff", "shared", "migrations"],
@@ -788,6 +1029,7 @@ def test_help_of_a_verb_has_its_example(sandbox: Sandbox, verb: str) -> None:
     "args",
     [
         pytest.param((), id="no-verb"),
+        pytest.param(("init", "shared"), id="no-folder-to-make"),
         pytest.param(("nope",), id="unknown-verb"),
         pytest.param(("list", "shared"), id="too-many"),
         pytest.param(("path",), id="no-name"),
@@ -807,6 +1049,48 @@ def test_usage_mistakes_are_exit_code_2(sandbox: Sandbox, args: tuple[str, ...])
     done = sandbox.run(sandbox.python, script, *args, code=2)
     assert done.stdout == ""
     assert done.stderr.startswith("usage: alembic-templates")
+
+
+def test_without_a_verb_all_verbs_are_shown(sandbox: Sandbox) -> None:
+    """The command alone prints its help, as a mistake in the usage."""
+    script = sandbox.python.with_name("alembic-templates")
+    done = sandbox.run(sandbox.python, script, code=2)
+    assert done.stderr == sandbox.command("--help")
+    assert [
+        verb for verb in VERBS if not re.search(rf"^ +{verb}\b", done.stderr, re.MULTILINE)
+    ] == []
+
+
+def test_package_runs_as_the_command(sandbox: Sandbox) -> None:
+    """`python -m alembic_templates` is the command."""
+    done = sandbox.run(sandbox.python, "-m", "alembic_templates", "path", "shared")
+    assert done.stdout == sandbox.command("path", "shared")
+    assert (
+        "usage: alembic-templates "
+        in sandbox.run(sandbox.python, "-m", "alembic_templates", "--help").stdout
+    )
+
+
+@pytest.mark.parametrize("args", ["list", "--help", "diff shared empty"])
+def test_closed_pipe_is_no_error(sandbox: Sandbox, args: str) -> None:
+    """Where nobody reads the output any more, nothing is printed about that."""
+    (sandbox.folder / "empty").mkdir()
+    (sandbox.folder / "empty" / "env.py").touch()
+    script = sandbox.python.with_name("alembic-templates")
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sandbox.python, script, *args.split()],
+        cwd=sandbox.folder,
+        env=sandbox.env,
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(writer)
+    assert done.stderr == ""
+    assert done.returncode == 1
 
 
 @pytest.mark.parametrize("verb", ["path", "try"])

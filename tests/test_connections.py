@@ -8,14 +8,14 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from alembic import command
 from alembic.util import CommandError
-from conftest import DRIVERS, Database, Project
+from conftest import DRIVERS, SUPPORTED, Database, Project, imported, render
 from sqlalchemy import (
     Connection,
-    Engine,
     QueuePool,
     StaticPool,
     create_engine,
@@ -59,18 +59,18 @@ def async_database(request: pytest.FixtureRequest) -> tuple[Database, str]:
 
 
 @contextmanager
-def ends(database: Database) -> Iterator[list[str]]:
-    """Collect the commits and rollbacks that anybody sends through SQLAlchemy."""
+def ends(connection: Connection) -> Iterator[list[str]]:
+    """Collect the commits and rollbacks that are sent on a connection of the caller."""
     seen: list[str] = []
     names = ("commit", "rollback", "rollback_savepoint", "release_savepoint")
     listeners = [(name, lambda *_, name=name: seen.append(name)) for name in names]
     for name, listener in listeners:
-        event.listen(Engine, name, listener)
+        event.listen(connection, name, listener)
     try:
         yield seen
     finally:
         for name, listener in listeners:
-            event.remove(Engine, name, listener)
+            event.remove(connection, name, listener)
 
 
 # A Connection in the caller's transaction
@@ -127,7 +127,7 @@ def test_transaction_of_the_caller_is_not_ended(
 ) -> None:
     """Nothing is committed or rolled back in the caller's transaction, also after an error."""
     project.revision("a1", revision)
-    with database.engine().connect() as connection, ends(database) as seen:
+    with database.engine().connect() as connection, ends(connection) as seen:
         transaction = connection.begin()
         if revision == FAIL:
             with pytest.raises(RuntimeError, match="^the revision fails$"):
@@ -230,7 +230,7 @@ def test_transaction_per_migration_leaves_the_transaction_of_the_caller_alone(
     project.revision("a1", CREATE_AUTHOR)
     project.revision("b2", "op.execute('INSERT INTO author VALUES (2)')", down="a1")
     project.set(transaction_per_migration="true")
-    with transactional.engine().connect() as connection, ends(transactional) as seen:
+    with transactional.engine().connect() as connection, ends(connection) as seen:
         connection.begin()
         project.upgrade(connection)
         assert seen == []
@@ -456,6 +456,121 @@ def test_other_objects_are_refused(project: Project, given: object, name: str) -
     )
 
 
+# What `--sql` and Migrations are given
+
+
+@pytest.fixture(params=SUPPORTED)
+def any_project(request: pytest.FixtureRequest, tmp_path: Path) -> Project:
+    """Each environment in turn, with a revision and, in a fleet, a tenant."""
+    made = render(request.param, tmp_path / "project")
+    if request.param == "multitenant":
+        made.set(tenants="one")
+    made.revision("a1", CREATE_AUTHOR)
+    return made
+
+
+# What is given, and what a script of it begins with; an error where it is refused.
+GIVEN_TO_SQL = {
+    "engine": ("create_engine('sqlite:///test.db')", True),
+    "connection": ("create_engine('sqlite:///test.db').connect()", True),
+    "wrapper": ("Wrapper()", True),
+    "text": ("'sqlite://'", 'Config.attributes["connection"] is of type str: expected'),
+    "session": ("Session()", 'Config.attributes["connection"] is of type Session: expected'),
+    "object": ("object()", 'Config.attributes["connection"] is of type object: expected'),
+    "async connection": (
+        "create_async_engine('sqlite+aiosqlite://').connect()",
+        'Config.attributes["connection"] is an AsyncConnection, which cannot be used here',
+    ),
+}
+
+
+@pytest.mark.parametrize(("given", "expected"), GIVEN_TO_SQL.values(), ids=GIVEN_TO_SQL)
+def test_a_script_is_written_for_what_a_run_takes(
+    any_project: Project, given: str, expected: str | bool
+) -> None:
+    """`--sql` takes what a run takes, a wrapper too, and refuses all else in the same words."""
+    code = f"""
+        import io
+        from alembic import command
+        from alembic.config import Config
+        from alembic.util import CommandError
+        from sqlalchemy import create_engine
+        from sqlalchemy.orm import Session
+        from sqlalchemy.ext.asyncio import create_async_engine
+
+        class Wrapper:
+            def connect(self):
+                return create_engine("sqlite:///test.db").connect()
+
+        said = []
+        for sql in (True, False):
+            config = Config("alembic.ini", output_buffer=io.StringIO())
+            config.attributes["connection"] = {given}
+            try:
+                command.upgrade(config, "head", sql=sql)
+            except CommandError as error:
+                said.append(str(error))
+            else:
+                said.append("CREATE TABLE author" in config.output_buffer.getvalue() or not sql)
+        assert said[0] == said[1], said
+        print(said[0])
+    """
+    done = any_project.python(code)
+    assert done.stdout.startswith(str(expected))
+
+
+def test_a_script_for_an_async_engine_is_refused_by_sync_alone(any_project: Project) -> None:
+    """`--sql` with an AsyncEngine is refused by the environment that refuses it in a run."""
+    files = {path.name for path in (any_project.folder / "migrations").iterdir()}
+    code = """
+        import io
+        from alembic import command
+        from alembic.config import Config
+        from sqlalchemy.ext.asyncio import create_async_engine
+        config = Config("alembic.ini", output_buffer=io.StringIO())
+        config.attributes["connection"] = create_async_engine("sqlite+aiosqlite:///test.db")
+        command.upgrade(config, "head", sql=True)
+        assert "CREATE TABLE author" in config.output_buffer.getvalue()
+    """
+    done = any_project.python(code, ok="event_loop.py" in files)
+    if "event_loop.py" not in files:
+        assert 'Config.attributes["connection"] is an AsyncEngine' in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        pytest.param(
+            given,
+            f"The connection of Migrations is of type {name}: expected a sqlalchemy Connection, such "
+            "as engine.connect() or session.connection().",
+            id=name,
+        )
+        for given, name in [
+            ("sqlite://", "str"),
+            (Session(), "Session"),
+            (create_engine("sqlite://"), "Engine"),
+            (None, "NoneType"),
+        ]
+    ]
+    + [
+        pytest.param(
+            kind(create_async_engine("sqlite+aiosqlite://")),
+            f"The connection of Migrations is an {kind.__name__}, which cannot be used here: write a "
+            "function that passes the Connection it takes there and runs the command, and call it by "
+            "`await connection.run_sync(function)` on an AsyncConnection.",
+            id=kind.__name__,
+        )
+        for kind in (AsyncConnection, AsyncSession)
+    ],
+)
+def test_migrations_takes_a_connection(project: Project, given: object, message: str) -> None:
+    """Migrations refuses at once what is no Connection, and says what to pass."""
+    with pytest.raises(CommandError) as raised:
+        imported(project.folder / "migrations").Migrations(given)
+    assert str(raised.value) == message
+
+
 # Async
 
 
@@ -480,7 +595,7 @@ def test_async_connection_is_refused(
         asyncio.run(upgrade())
     assert str(raised.value) == (
         f'Config.attributes["connection"] is an {kind.__name__}, which cannot be used here: write a '
-        "function that puts the Connection it takes there and runs the command, and call it by "
+        "function that passes the Connection it takes there and runs the command, and call it by "
         "`await connection.run_sync(function)` on an AsyncConnection."
     )
     assert sqlite.tables() == set()
@@ -579,7 +694,7 @@ def test_async_engine_is_refused_in_a_running_loop(
         asyncio.run(upgrade())
     assert str(raised.value) == (
         'Config.attributes["connection"] is an AsyncEngine, which cannot be used here: write a '
-        "function that puts the Connection it takes there and runs the command, and call it by "
+        "function that passes the Connection it takes there and runs the command, and call it by "
         "`await connection.run_sync(function)` on an AsyncConnection."
     )
     assert database.tables() == set()

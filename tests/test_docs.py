@@ -6,6 +6,7 @@ import ast
 import importlib.util
 import json
 import re
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -20,7 +21,7 @@ from xml.etree import ElementTree
 
 import pytest
 import yaml
-from conftest import MODELS, ROOT, Project
+from conftest import ROOT, Project
 from sqlalchemy import URL
 from test_command import Sandbox, sandbox
 
@@ -29,20 +30,20 @@ from alembic_templates._catalog import catalog, templates_folder
 __all__ = ["sandbox"]  # a fixture, which is asked for by its name
 
 DOCS = ROOT / "docs"
+CODE = DOCS / "code"
 PAGES = sorted(
     str(path.relative_to(ROOT))
     for path in [ROOT / "README.md", *DOCS.rglob("*.md")]
     if not any(part.startswith("_") for part in path.relative_to(ROOT).parts)
 )
 
-# A page whose blocks are alternatives; test_chooser.py runs them as they go together.
-ALTERNATIVES = {"docs/chooser.md"}
+# Pages whose blocks other tests run: those of test_chooser.py and test_readme.py.
+ELSEWHERE = {"docs/chooser.md", "README.md"}
 
 # Blocks that people run and a test of a page cannot, by the words that they begin with.
 NOT_RUN = {
     "# Try a template on a scratch SQLite file": "CI runs it: it installs the checkout",
     "# Run all tests": "CI runs it: these tests are a part of it",
-    "tox -e": "they are environments of this very run",
 }
 
 
@@ -60,8 +61,12 @@ def blocks_of(page: str) -> Iterator[Block]:
     source = (ROOT / page).read_text(encoding="utf-8")
     for fence in re.finditer(r"^```(\S[^\n]*)\n(.*?)^```$", source, re.MULTILINE | re.DOTALL):
         language, body = fence[1].removeprefix("{code-block} "), fence[2]
-        caption = re.match(r":caption: (.+)\n", body)
-        yield Block(language, caption and caption[1], re.sub(r"\A(:\w+:.*\n)+\n?", "", body))
+        caption = re.search(r"^:caption: (.+)\n", body, re.MULTILINE)
+        text = re.sub(r"\A(:\w+:.*\n)+\n?", "", body)
+        if caption and language.startswith("{literalinclude} code/"):
+            source = DOCS / language.removeprefix("{literalinclude} ")
+            language, text = "python", source.read_text(encoding="utf-8")
+        yield Block(language, caption and caption[1], text)
 
 
 def to_run(page: str) -> list[Block]:
@@ -167,7 +172,8 @@ def test_page_of_a_template_shows_all_of_its_env(site: Path, name: str) -> None:
     found = [line for line in shown.splitlines() if line]
     start = found.index(lines[0])
     assert found[start : start + len(lines)] == lines
-    assert "literalinclude" in (DOCS / "templates" / f"{name}.md").read_text(encoding="utf-8")
+    page = (DOCS / "templates" / f"{name}.md").read_text(encoding="utf-8")
+    assert "literalinclude" in page or "_parts/env.md" in page
 
 
 @pytest.mark.parametrize("page", [*(f"templates/{name}" for name in catalog()), "fleets"])
@@ -225,13 +231,11 @@ def with_real_server(block: Block, request: pytest.FixtureRequest) -> str:
     return re.sub(r"\b(postgresql|mysql)(?:\+\w+)?://me@localhost/mydb\b", real, block.text)
 
 
-@pytest.mark.parametrize(
-    "page", [page for page in PAGES if page not in ALTERNATIVES and to_run(page)]
-)
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in ELSEWHERE and to_run(page)])
 def test_what_a_page_says_to_run_works(page: str, request: pytest.FixtureRequest) -> None:
     """The blocks of a page run in a new folder, in order; ini blocks are set in alembic.ini.
 
-    The folder has a models.py, which the pages take for granted.
+    The folder has the models.py of the first page, which the others take for granted.
     """
     scratch: Sandbox = request.getfixturevalue("sandbox")
     pip = scratch.python.with_name("pip")
@@ -239,7 +243,7 @@ def test_what_a_page_says_to_run_works(page: str, request: pytest.FixtureRequest
     pip.chmod(0o755)
     folder = scratch.folder / "project"
     folder.mkdir()
-    (folder / "models.py").write_text(MODELS, encoding="utf-8")
+    shutil.copy2(CODE / "models.py", folder)
     state = scratch.folder / "state"
     state.touch()
     ran = 0
@@ -251,7 +255,7 @@ def test_what_a_page_says_to_run_works(page: str, request: pytest.FixtureRequest
             write_code(folder, str(block.caption), text)
         else:
             ran += 1
-            script = f'set -eo pipefail\n. "$STATE"\n{text}\nexport -p > "$STATE"\n'
+            script = f'set -eo pipefail\n. "$STATE"\n{text}\n[ $? = 0 ]\nexport -p > "$STATE"\n'
             done = subprocess.run(
                 ["bash", "-c", script],
                 cwd=folder,
@@ -271,6 +275,7 @@ def write_code(folder: Path, caption: str, text: str) -> None:
     """Write a block to the file that its caption names, or `FILE, in front of "LINE"`."""
     name, _, line = caption.partition(", in front of ")
     path = folder / name
+    path.parent.mkdir(exist_ok=True)
     if line:
         before, mark, after = path.read_text(encoding="utf-8").partition(line.strip('"'))
         assert mark, caption
@@ -299,14 +304,14 @@ def test_blocks_that_do_not_run_are_few() -> None:
     # Output to read, and commands of one's own programs.
     assert [block.text for block in blocks if block.language == "console"] == []
     assert {block.language.partition(" ")[0] for block in blocks} <= {
-        "sh", "ini", "python", "text", "{include}", "{literalinclude}", "{toctree}",
+        "sh", "ini", "python", "text", "yaml", "{include}", "{literalinclude}", "{toctree}",
     }  # fmt: skip
 
 
 # What people see: errors, and lines that are logged.
 MESSAGES = {
     "AutogenerateDiffsDetected", "CommandError", "LockNotAvailable", "TemplatesError",
-    "info", "warning",
+    "info", "warning", "add_detail",
 }  # fmt: skip
 
 
@@ -375,10 +380,16 @@ def test_job_of_the_fleet_is_one_that_kubernetes_takes() -> None:
 
 
 def test_code_of_each_recipe_follows_the_table() -> None:
-    """The cookbook's page has a section of code for each row of its table, in order."""
+    """The cookbook's page has a section of code for each row of its first table, in order.
+
+    What is for those who look up a test stands at the end.
+    """
     page = (DOCS / "cookbook.md").read_text(encoding="utf-8")
-    titles = re.findall(r"^\| \[(.+?)\]", page, re.MULTILINE)
-    sections = re.split(r"^### ", page, flags=re.MULTILINE)[1:]
+    titles = re.findall(r"^\| \[(.+?)\]\(#", page, re.MULTILINE)
+    *sections, last = re.split(r"^## ", page, flags=re.MULTILINE)[1:]
+    assert "tests/test_" in last.partition("\n")[2]
+    assert not any("| `tests/" in section for section in [page.partition("\n## ")[0], *sections])
+    assert re.findall(r"^\| \[(.+?)\]\(https", last, re.MULTILINE) == titles
     assert [section.partition("\n")[0] for section in sections] == titles
     assert [each for each in sections if "```{literalinclude}" not in each] == []
 
@@ -425,19 +436,36 @@ def test_results_of_the_benchmarks_become_tables(
         """\
         Measured on: CPUs 2, alembic 1.20.1.
 
+        :::{container} scroll
         ![The ratios as bars](../benchmarks/results.svg)
+        :::
 
-        ## startup
+        ### A command with nothing to do
 
-        | case | way | against | ratio of times |
+        | case | way | compared with | times as long |
         | --- | --- | --- | --- |
         | no work | sync | Alembic's | 0.761 (0.7 to 0.81) |
 
-        ## fleet
+        ### A fleet of tenants
 
-        | case | way | against | ratio of times |
+        | case | way | compared with | times as long |
         | --- | --- | --- | --- |
         | no work | sync | Alembic's | 12 |"""
+    )
+
+
+def test_included_text_of_a_readme_has_the_font_of_code() -> None:
+    """Options, URLs and names get backticks, those that have them keep them, and code stays."""
+    mark = generated().mark_code
+    assert mark("| -x jobs=4 | lock_timeout | see sqlite:////srv/{tenant}.db, or {tenant} |") == (
+        "| `-x jobs=4` | `lock_timeout` | see `sqlite:////srv/{tenant}.db`, or `{tenant}` |"
+    )
+    assert mark('Write {"connect_timeout": 10} in alembic.ini.') == (
+        'Write `{"connect_timeout": 10}` in `alembic.ini`.'
+    )
+    assert mark("See `-x url=… upgrade` and render().") == "See `-x url=… upgrade` and `render()`."
+    assert mark("    from myapp.migrations.commands import Migrations") == (
+        "    from myapp.migrations.commands import Migrations"
     )
 
 

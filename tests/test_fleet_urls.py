@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from alembic.command import upgrade
 from alembic.util import CommandError
-from conftest import DRIVERS, Database, Project, kind_of
-from sqlalchemy import URL
+from conftest import DRIVERS, Database, Project, imported, kind_of
+from sqlalchemy import URL, make_url
+from test_settings import with_x
 
 SQLITE = pytest.mark.parametrize("driver", DRIVERS["sqlite"])
 OWN = "op.create_table('own', sa.Column('id', sa.Integer))"
@@ -130,7 +131,7 @@ def test_current(files: Project, driver: str) -> None:
     files.alembic("-x", "tenant=bee", "upgrade", "a1")
     shown = files.alembic("current").stdout.splitlines()
     assert shown[:4] == [
-        "dog: missing (unknown)",
+        "dog: missing (missing)",
         "bee: a1 (behind)",
         "cat: base (behind)",
         "ant: b2 (head)",
@@ -160,6 +161,12 @@ def test_check_and_revision(files: Project, driver: str) -> None:
     at(files, "bee").run(f"DROP TABLE {max(tables)}")
     files.alembic("check")
     refusal(files, "-x", "tenant=bee", "check")
+    file(files, "bee").write_text("This is no database.")
+    said = refusal(files, "check")
+    assert said == (
+        "1 of 2 tenants are not at a1, where 'ant' is: 'bee' (unreadable); the log says what is "
+        "wrong."
+    )
 
 
 @SQLITE
@@ -280,8 +287,8 @@ def test_name_is_the_file_to_the_letter(files: Project, driver: str, jobs: str) 
         ),
         pytest.param(
             "sqlite:///data/own.db",
-            "A fleet on sqlite has a database for each tenant: write {tenant} for its name in the "
-            "database URL.",
+            "A fleet on sqlite has a database for each tenant: in the database URL, write {tenant} for "
+            "its name.",
             id="sqlite-without",
         ),
     ],
@@ -367,7 +374,7 @@ def test_databases_of_a_server(servers: tuple[Project, str, list[Database]], job
 def test_database_that_does_not_exist(
     servers: tuple[Project, str, list[Database]], replay: str
 ) -> None:
-    """A database that does not exist fails its tenant, and the others go on."""
+    """A database that does not exist fails its tenant, and the others go on; two are one entry."""
     project, _, databases = servers
     names = [str(database.url.database) for database in databases]
     nowhere = f"{names[0]}_nowhere"
@@ -381,15 +388,20 @@ def test_database_that_does_not_exist(
     assert shown[0].startswith(f"{nowhere}: ")
     assert shown[0].endswith(" (unknown)")
     assert shown[1:3] == [f"{name}: b2 (head)" for name in names]
+    project.set(tenants=f"{nowhere} {nowhere}2 {nowhere}3")
+    done = project.alembic("-x", f"replay={replay}", "upgrade", "head", ok=False)
+    assert last(done.stdout) == "0 upgraded, 0 current, 3 failed"
+    entries = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
+    (line,) = [line for line in entries if " failed: " in line]
+    assert f"3 tenants ('{nowhere}', '{nowhere}2', '{nowhere}3') failed: Cannot connect to " in line
+    assert "database '{tenant}'" in line
 
 
 def test_connection_to_a_tenants_own_database(files: Project) -> None:
     """A connection to a tenant's file is that tenant, and is left as it was."""
     with_driver(files, "sqlite", "ant", "bee")
     code = f"""
-    import sys
-    sys.path.insert(0, "migrations")
-    from commands import Migrations
+    from migrations.commands import Migrations
     from sqlalchemy import create_engine
     engine = create_engine("sqlite:///{file(files, "bee")}")
     with engine.connect() as connection:
@@ -480,6 +492,8 @@ def test_connection_to_another_tenant(files: Project) -> None:
         ):
             with pytest.raises(CommandError, match=said):
                 upgrade(files.config(connection=connection, tenant=given), "head")
+        with pytest.raises(CommandError, match="-x part asks for a part of the fleet: leave it"):
+            upgrade(with_x(files.config(connection=connection), "part=0/2"), "head")
         assert at(files, "ant").tables() == {"mine"}
         upgrade(files.config(connection=connection, tenant="ant"), "head")
     assert at(files, "ant").versions() == {"b2"}
@@ -504,7 +518,15 @@ def test_no_tenant_in_databases_of_the_server(files: Project, driver: str, name:
 def test_file_uri_that_does_not_exist(files: Project) -> None:
     """A missing SQLite file of a file: URI is missing as well, and is not created by a look at it."""
     files.set(sqlalchemy__url="sqlite:///file:%(here)s/data/{tenant}.db?uri=true", tenants="cat")
-    assert "cat: missing (unknown)" in files.alembic("current").stdout
+    assert "cat: missing (missing)" in files.alembic("current").stdout
     for args in (["upgrade", "head"], ["check"]):
         assert "Traceback" not in files.alembic(*args, ok=False).stderr
     assert made(files) == set()
+
+
+def test_a_name_that_no_file_can_have(files: Project) -> None:
+    """A name with a lone surrogate is refused for what it is."""
+    module = imported(files.folder / "migrations", "tenant_names")
+    url = make_url("sqlite:///{tenant}.db")
+    reason = module.fault_in_url("a\udcff", url, "alembic_version")
+    assert reason == "it has a character that no database takes"

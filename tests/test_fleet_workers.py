@@ -20,6 +20,7 @@ from typing import TypeVar
 
 import pytest
 from conftest import DRIVERS, Database, Project
+from processes import start_python
 
 T = TypeVar("T")
 
@@ -129,15 +130,8 @@ class Fleet:
 
     def start(self, *args: str) -> subprocess.Popen[str]:
         """Start `upgrade head` in a process group of its own, with these arguments before it."""
-        command = subprocess.Popen(
-            [sys.executable, "-m", "alembic", *args, "upgrade", "head"],
-            cwd=self.project.folder,
-            env=self.project.env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
+        arguments = ["-m", "alembic", *args, "upgrade", "head"]
+        command = start_python(arguments, self.project.folder, self.project.env, new_session=True)
         self.commands.append(command)
         return command
 
@@ -217,9 +211,9 @@ def until_it_says(command: subprocess.Popen[str], words: str) -> None:
 
 
 def failures(errors: str) -> dict[str, str]:
-    """Return the tenants that the output names as failed, with their errors."""
-    lines = [line.partition("Tenant '")[2] for line in errors.splitlines() if "' failed: " in line]
-    return {line.partition("' failed: ")[0]: line.partition("' failed: ")[2] for line in lines}
+    """Return the tenants that the output names as failed, with their errors; five of an entry."""
+    entries = [line.partition(" failed: ") for line in errors.splitlines() if " failed: " in line]
+    return {name: error for who, _, error in entries for name in re.findall("'(.+?)'", who)}
 
 
 def test_tenants_are_shared_among_processes(fleet: Fleet) -> None:
@@ -387,7 +381,7 @@ def signalled(
     for tenant in held:
         fleet.at(tenant)
     send(command.pid, number)
-    until_it_says(command, f"Finishing {jobs} in flight")
+    until_it_says(command, f"Finishing the {jobs} tenants in progress")
     return command, held
 
 
@@ -396,7 +390,7 @@ def signalled(
 def test_signal_ends_the_run_after_the_tenants_in_flight(
     fleet: Fleet, jobs: int, number: int, send: Send, code: int
 ) -> None:
-    """Ctrl-C lets the tenants in flight finish and starts no more; the next run does the rest."""
+    """Ctrl-C lets the tenants in progress finish and starts no more; the next run does the rest."""
     fleet.create(8)
     command, held = signalled(fleet, jobs, number, send)
     fleet.let_go()
@@ -411,7 +405,7 @@ def test_signal_ends_the_run_after_the_tenants_in_flight(
 def test_second_signal_rolls_back(
     fleet: Fleet, jobs: int, number: int, send: Send, code: int
 ) -> None:
-    """A second Ctrl-C ends the tenants in flight without a trace, and the summary is printed."""
+    """A second Ctrl-C ends the tenants in progress without a trace, and the summary is printed."""
     fleet.create(5)
     command, held = signalled(fleet, jobs, number, send)
     send(command.pid, number)
@@ -523,7 +517,7 @@ def test_program_has_workers_too(fleet: Fleet) -> None:
     errors, error = program(fleet, "upgrade()")
     assert error is not None
     assert error.startswith("6 upgraded, 0 current, 3 failed: ")
-    assert all(f"{tenant!r}: ValueError: bad (revision a1, line " in error for tenant in bad)
+    assert f"2 tenants ({bad[0]!r}, {bad[1]!r}): ValueError: bad (revision a1, line " in error
     assert '"nobody\'s": there is no schema or database of this name' in error
     assert "jobs" not in errors
     assert fleet.ran("tenant") == [(each,) for each in fleet.tenants if each not in bad]
@@ -697,3 +691,42 @@ def test_round_trips_of_a_tenant(fleet: Fleet, start: str | None, most: int) -> 
     for tenant in fleet.tenants:
         head = "b2" if start else "a1"
         assert fleet.database.versions(f"{tenant}.alembic_version") == {head}
+
+
+# In the models of the project: notes each fork.
+FORKS = """
+import os
+from pathlib import Path
+file = Path(__file__).with_name("forks")
+os.register_at_fork(before=lambda: file.open("a").write("fork "))
+"""
+
+
+def test_no_more_processes_than_there_is_work(fleet: Fleet) -> None:
+    """Jobs beyond the server's connections are refused before a fork; without work there is none."""
+    with (fleet.project.folder / "models.py").open("a") as models:
+        models.write(FORKS)
+    forks = fleet.project.folder / "forks"
+    fleet.create(3)
+    done = fleet.upgrade("-x", "jobs=2000", ok=False)
+    assert done.stdout.startswith("FAILED: 2000 jobs need 2000 connections, and the server has ")
+    assert not forks.exists()
+    assert summary(fleet.upgrade("-x", "jobs=8")) == "3 upgraded, 0 current, 0 failed"
+    assert forks.read_text().split() == ["fork"] * 3
+    assert summary(fleet.upgrade("-x", "jobs=8")) == "0 upgraded, 3 current, 0 failed"
+    assert forks.read_text().split() == ["fork"] * 3
+
+
+def test_threads_of_the_tenants_function_stop_forks(fleet: Fleet) -> None:
+    """Where the function that names the tenants leaves a thread, one process works, and says so."""
+    fleet.create(3)
+    (fleet.project.folder / "who.py").write_text(
+        "import threading\n\ndef names(connection):\n"
+        "    threading.Thread(target=threading.Event().wait, name='left', daemon=True).start()\n"
+        f"    return {fleet.tenants!r}\n"
+    )
+    fleet.project.set(tenants="who:names")
+    done = fleet.upgrade("-x", "jobs=2")
+    assert "One process does the work of 2 jobs, since it has other threads (left)" in done.stderr
+    assert summary(done) == "3 upgraded, 0 current, 0 failed"
+    assert len(set(fleet.ran("process"))) == 1

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 import signal
 import sqlite3
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import pytest
-from alembic import command
+from alembic import command, op
 from alembic.config import Config
 from alembic.util import CommandError
-from conftest import Database, Project
-from sqlalchemy import MetaData
-from sqlalchemy.exc import OperationalError
+from conftest import DRIVERS, Database, Project, imported, render
+from sqlalchemy import MetaData, NullPool, create_engine
+from sqlalchemy.exc import OperationalError, PendingRollbackError
 
 # Tells the test that the revision runs, and waits for it to take the file "hold" away.
 HOLD = """
@@ -314,6 +319,9 @@ def test_two_databases_do_not_wait_for_each_other(
     finish(holder)
 
 
+# Meant to have no tables, as one with objects of another kind.
+EMPTY = MetaData(info={"objects": ["one"]})
+
 READS = [
     pytest.param(command.current, id="current"),
     pytest.param(command.check, id="check"),
@@ -332,7 +340,7 @@ def test_reading_commands_take_no_lock(
     project.revision("a1", "pass", HOLD)
     command.upgrade(project.config(database.text), "head")
     holder = runs.hold(database, "downgrade", "base")
-    read(impatient(project, database, target_metadata=MetaData()))
+    read(impatient(project, database, target_metadata=EMPTY))
     assert holder.poll() is None
     runs.let_go()
     finish(holder)
@@ -344,7 +352,7 @@ def test_reading_commands_create_nothing(
     project: Project, database: Database, read: Callable[[Config], object]
 ) -> None:
     """Commands that only read leave an empty database empty."""
-    read(project.config(database.text, target_metadata=MetaData()))
+    read(project.config(database.text, target_metadata=EMPTY))
     assert database.tables() == set()
 
 
@@ -548,3 +556,472 @@ def test_waiter_in_the_transaction_of_the_caller(project: Project, sqlite: Datab
             connection.commit()
     assert re.fullmatch(waited(sqlite), str(raised.value))
     assert sqlite.rows("SELECT revision FROM run") == [("a1",)]
+
+
+# What a waiting run says, and of whom
+
+
+def test_message_names_the_process_of_this_database(
+    project: Project, postgresql: Database, request: pytest.FixtureRequest
+) -> None:
+    """The process that the message names holds the lock of this database, not of another one."""
+    key = lock_of(postgresql).split()[3]
+    for number in range(5):
+        name = f"{postgresql.url.database}_{number}"
+        engine = postgresql.engine()
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.exec_driver_sql(f"CREATE DATABASE {name}")
+        other = Database("postgresql", postgresql.url.set(database=name)).engine()
+        held = other.connect()
+        request.addfinalizer(partial(drop_database, postgresql, name))
+        request.addfinalizer(held.close)
+        held.exec_driver_sql(f"SELECT pg_advisory_lock({key})")
+    with postgresql.engine().connect() as holder:
+        pid = holder.exec_driver_sql("SELECT pg_backend_pid()").scalar()
+        holder.exec_driver_sql(f"SELECT pg_advisory_lock({key})")
+        project.revision("a1")
+        with pytest.raises(CommandError, match=f"held by server process {pid};"):
+            command.upgrade(impatient(project, postgresql), "head")
+
+
+def drop_database(database: Database, name: str) -> None:
+    """Drop another database of the server."""
+    with database.engine().connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.exec_driver_sql(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.mark.parametrize("way", ["command", "series"])
+def test_waiting_is_said_once(
+    project: Project, database: Database, runs: Runs, caplog: pytest.LogCaptureFixture, way: str
+) -> None:
+    """A program's run that waits writes one WARNING: for what, who holds it, and how long."""
+    project.revision("a1", CREATE_RUN + ran("a1") + HOLD)
+    runs.hold(database)
+    caplog.set_level(logging.INFO, "alembic")
+    project.set(lock_timeout="1.5")
+    with pytest.raises(CommandError, match=r"waited 1\.5 seconds"):
+        if way == "command":
+            command.upgrade(project.config(database.text), "head")
+        else:
+            with database.engine().connect() as connection:
+                series(project)(connection).upgrade()
+    runs.let_go()
+    said = [(record.levelname, record.getMessage()) for record in caplog.records]
+    (waits,) = [each for each in said if each[1].startswith("Waiting")]
+    assert waits[0] == "WARNING"
+    holder = {"sqlite": "", "postgresql": r", held by server process \d+"}
+    assert re.fullmatch(
+        rf"Waiting up to 1\.5 seconds for {re.escape(lock_of(database))}"
+        + holder.get(database.kind, r", held by connection \d+"),
+        waits[1],
+    )
+    assert len(said) == len(set(said))
+
+
+def series(project: Project) -> Callable[..., Any]:
+    """Return `Migrations` of a rendered environment."""
+    migrations: Callable[..., Any] = imported(project.folder / "migrations").Migrations
+    return migrations
+
+
+def test_series_waits_for_its_turn_as_long_as_pyproject_says(
+    project: Project, sqlite: Database, tmp_path: Path
+) -> None:
+    """A number with a fraction in pyproject.toml is the timeout of a series' turn as well."""
+    (project.folder / "pyproject.toml").write_text(
+        '[tool.alembic]\nscript_location = "migrations"\nlock_timeout = 0.5\n'
+    )
+    (project.folder / "alembic.ini").unlink()
+    project.revision(
+        "a1",
+        "context.config.attributes['started'].set()\ncontext.config.attributes['end'].wait(30)",
+    )
+    started, end = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with sqlite.engine().connect() as connection:
+            series(project)(connection, started=started, end=end).upgrade()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert started.wait(30)
+    other = create_engine(f"sqlite:///{tmp_path / 'other.db'}")
+    with other.connect() as connection, pytest.raises(CommandError) as raised:
+        series(project)(connection).current()
+    end.set()
+    thread.join()
+    assert str(raised.value).startswith(
+        "A command of another thread or task has not ended in 0.5 seconds: "
+    )
+
+
+# The session that holds the lock
+
+
+def test_transaction_in_another_session_is_refused(project: Project, postgresql: Database) -> None:
+    """A transaction in which another session has the lock commits nothing."""
+    key = lock_of(postgresql).split()[3]
+    project.revision("a1", CREATE_RUN + ran("a1"))
+    # As if the session had changed: this one gives its lock up, and another one takes it.
+    project.revision(
+        "b2",
+        f"op.execute('SELECT pg_advisory_unlock({key})')\n"
+        "other = context.config.attributes['other']\n"
+        f"op.execute('COMMIT')\nother.exec_driver_sql('SELECT pg_advisory_lock({key})')\n",
+        down="a1",
+    )
+    project.revision("c3", ran("c3"), down="b2")
+    project.set(transaction_per_migration="true")
+    with postgresql.engine().connect() as other, postgresql.engine().connect() as connection:
+        config = project.config(connection=connection, other=other)
+        with pytest.raises(CommandError, match="pooler"):
+            command.upgrade(config, "head")
+    assert postgresql.rows("SELECT revision FROM run") == [("a1",)]
+    assert postgresql.versions() == {"b2"}
+
+
+def test_lock_given_up_by_a_revision_is_noticed_on_mariadb(
+    project: Project, mariadb: Database
+) -> None:
+    """A transaction of a session that has lost the lock commits nothing."""
+    name = lock_of(mariadb).split()[2]
+    project.revision("a1", CREATE_RUN + f"op.execute(\"SELECT RELEASE_LOCK('{name}')\")")
+    project.revision("b2", ran("b2"), down="a1")
+    with (
+        mariadb.engine().connect() as connection,
+        pytest.raises(CommandError, match="pooler"),
+    ):
+        project.upgrade(connection)
+    assert mariadb.rows("SELECT revision FROM run") == []
+    assert mariadb.versions() == {"a1"}
+
+
+@pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE"])
+def test_waiter_at_another_isolation_level_finds_the_work_done(
+    project: Project, postgresql: Database, runs: Runs, level: str
+) -> None:
+    """A run whose transactions see old rows does not see those of before the holder's end."""
+    project.revision("a1", CREATE_RUN + ran("a1") + HOLD)
+    holder = runs.hold(postgresql)
+    project.set(sqlalchemy__isolation_level=level)
+    waiter = runs.start(postgresql)
+    until_it_waits(waiter, postgresql)
+    runs.let_go()
+    finish(holder)
+    finish(waiter)
+    assert postgresql.rows("SELECT revision FROM run") == [("a1",)]
+
+
+# Two series in transactions of their own, on MariaDB
+
+
+def test_waiting_series_locks_nothing(project: Project, mariadb: Database) -> None:
+    """A series that waits in its transaction does not stop the one that it waits for."""
+    for number in range(1, 6):
+        project.revision(
+            f"r{number}",
+            f"op.create_table('t{number}', sa.Column('id', sa.Integer))",
+            down=f"r{number - 1}" if number > 1 else None,
+        )
+    project.set(lock_timeout="0")
+    with mariadb.engine().connect() as first, mariadb.engine().connect() as second:
+        first.exec_driver_sql("SET innodb_lock_wait_timeout = 1")
+        first.commit()
+        with first.begin(), second.begin():
+            holds, waits = series(project)(first), series(project)(second)
+            for number in range(1, 6):
+                holds.upgrade(f"r{number}")
+                with pytest.raises(CommandError, match="a transaction that is not committed"):
+                    waits.upgrade()
+            assert holds.current() == ("r5",)
+            first.commit()
+            waits.upgrade()
+            assert waits.current() == ("r5",)
+            assert waits.at_head()
+    assert mariadb.versions() == {"r5"}
+
+
+# What is refused, and what is said
+
+
+def test_dialect_without_a_lock_says_so(
+    project: Project, sqlite: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    """On a database for which there is no lock, a run says so once."""
+    (project.folder / "models.py").write_text(OTHER_DIALECT)
+    project.revision("a1", CREATE_RUN)
+    done = project.alembic("-x", f"url=other:///{sqlite.url.database}", "upgrade", "head", ok=False)
+    assert "Alembic does not know the dialect other: expected one of its own" in done.stderr
+    assert "Traceback" not in done.stderr
+    (project.folder / "models.py").write_text(OTHER_DIALECT + KNOWN_TO_ALEMBIC)
+    done = project.alembic("-x", f"url=other:///{sqlite.url.database}", "upgrade", "head")
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("WARN")]
+    assert line.endswith(
+        "There is no migration lock for other: run migrations from one process at a time."
+    )
+    assert sqlite.versions() == {"a1"}
+
+
+OTHER_DIALECT = """
+from alembic.ddl.impl import DefaultImpl
+from sqlalchemy import MetaData
+from sqlalchemy.dialects import registry
+from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
+
+metadata = MetaData()
+
+
+class Other(SQLiteDialect_pysqlite):
+    name = "other"
+    supports_statement_cache = True
+
+
+registry.register("other", "models", "Other")
+"""
+KNOWN_TO_ALEMBIC = """
+
+class OtherImpl(DefaultImpl):
+    __dialect__ = "other"
+    transactional_ddl = True
+"""
+
+
+@pytest.mark.parametrize("verb", ["upgrade", "current", "check"])
+def test_schema_translate_map_is_refused(project: Project, postgresql: Database, verb: str) -> None:
+    """A connection with a schema_translate_map is refused, since the version would be lost."""
+    postgresql.run("CREATE SCHEMA x")
+    project.revision("a1", CREATE_RUN)
+    engine = postgresql.engine()
+    mapped = engine.execution_options(schema_translate_map={None: "x"})
+    run: dict[str, Callable[[Config], object]] = {
+        "upgrade": lambda config: command.upgrade(config, "head"),
+        "current": command.current,
+        "check": command.check,
+    }
+    with (
+        mapped.connect() as connection,
+        pytest.raises(CommandError, match="^The connection has a schema_translate_map"),
+    ):
+        run[verb](project.config(connection=connection))
+    assert postgresql.tables() == set()
+    assert postgresql.rows("SELECT 1 FROM pg_tables WHERE schemaname = 'x'") == []
+
+
+@pytest.mark.parametrize("kind", SERVERS)
+def test_missing_schema_of_the_version_table_is_one_sentence(
+    project: Project, request: pytest.FixtureRequest, kind: str
+) -> None:
+    """A version_table_schema that does not exist is named, and nothing is done."""
+    database: Database = request.getfixturevalue(kind)
+    project.revision("a1", CREATE_RUN)
+    project.set(version_table_schema="nowhere")
+    done = project.alembic("-x", f"url={database.text}", "upgrade", "head", ok=False)
+    assert done.stderr.splitlines()[-1].endswith(
+        "Option version_table_schema names 'nowhere', and the database has no such schema: "
+        "create it, or correct the option."
+    )
+    assert database.tables() == set()
+
+
+def test_half_applied_revision_says_what_to_do(project: Project, mariadb: Database) -> None:
+    """On MariaDB the error of a revision says what may have been committed, and how to go on."""
+    project.revision("a1", CREATE_RUN + "op.execute('SELECT nothing')")
+    with (
+        mariadb.engine().connect() as connection,
+        pytest.raises(OperationalError) as raised,
+    ):
+        project.upgrade(connection)
+    assert "Revision a1 failed in line" in str(raised.value)
+    assert "undo that by hand, or complete the revision by hand and stamp it" in str(raised.value)
+    assert mariadb.tables() == {"alembic_version", "run"}
+
+
+@pytest.mark.parametrize("template", ["shared", "sync", "asyncio"])
+def test_alembic_op_is_free_after_a_failure(
+    project: Project, sqlite: Database, template: str, tmp_path: Path
+) -> None:
+    """After a revision that failed, alembic.op belongs to nobody, as after one that did not."""
+    project = project if template == "shared" else render(template, tmp_path / template)
+    project.revision("a1", "raise RuntimeError('the revision fails')")
+    driver = DRIVERS["sqlite"][-1 if template == "asyncio" else 0]
+    with pytest.raises(RuntimeError, match="^the revision fails$"):
+        command.upgrade(project.config(sqlite.url_for(driver)), "head")
+    assert vars(op).get("_proxy") is None
+
+
+@pytest.mark.parametrize("kind", SERVERS)
+def test_engine_at_autocommit_stays_at_autocommit(
+    project: Project, request: pytest.FixtureRequest, kind: str
+) -> None:
+    """An engine made at AUTOCOMMIT commits the caller's writes after a run with autocommit_block()."""
+    database: Database = request.getfixturevalue(kind)
+    project.revision(
+        "a1", CREATE_RUN + "with op.get_context().autocommit_block():\n    " + ran("a1")
+    )
+    engine = create_engine(database.url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        project.upgrade(connection)
+        connection.exec_driver_sql("INSERT INTO run VALUES ('own')")
+    assert database.rows("SELECT revision FROM run") == [("a1",), ("own",)]
+
+
+FORKS = """
+import os, signal, sys, threading
+from pathlib import Path
+from sqlalchemy import create_engine, event
+from migrations.commands import Migrations
+
+started, end = threading.Event(), threading.Event()
+
+
+def hold():
+    engine = create_engine("sqlite:///held.db")
+    event.listen(engine, "connect", lambda *_: None)
+    with engine.connect() as connection:
+        Migrations(connection, started=started, end=end).upgrade()
+
+
+thread = threading.Thread(target=hold)
+thread.start()
+assert started.wait(30)
+child = os.fork()
+if not child:
+    signal.alarm(30)
+    with create_engine("sqlite:///child.db").connect() as connection:
+        # Nobody in this process will ever let the other revision go on.
+        Migrations(connection, started=started, end=None).upgrade()
+    os._exit(0)
+_, status = os.waitpid(child, 0)
+end.set()
+thread.join()
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+
+
+def test_child_of_a_process_with_the_turn_takes_its_own(project: Project) -> None:
+    """A process forked while another thread runs a command can run commands."""
+    project.revision(
+        "a1",
+        """
+        attributes = context.config.attributes
+        attributes["started"].set()
+        if attributes["end"]:
+            attributes["end"].wait(60)
+        """,
+    )
+    project.python(FORKS)
+
+
+# A command that gives its turn away while it waits
+
+
+def test_command_that_loses_its_turn_leaves_the_other_alone(
+    project: Project, postgresql: Database, sqlite: Database
+) -> None:
+    """A command that waits longer than it may ends, and the one that has the turn goes on."""
+    project.revision(
+        "a1",
+        """
+        attributes = context.config.attributes
+        if "started" in attributes:
+            attributes["started"].set()
+            assert attributes["end"].wait(30)
+        op.execute("CREATE TABLE one (id INTEGER)")
+        """,
+    )
+    project.set(lock_timeout="0.7")
+    key = lock_of(postgresql).split()[3]
+    started, end = threading.Event(), threading.Event()
+    errors: list[BaseException] = []
+
+    def waits() -> None:
+        with postgresql.engine().connect() as connection:
+            try:
+                series(project)(connection).upgrade()
+            except CommandError as error:
+                errors.append(error)
+        end.set()
+
+    def has_the_turn() -> None:
+        with sqlite.engine().connect() as connection:
+            series(project)(connection, started=started, end=end).upgrade()
+
+    with postgresql.engine().connect() as holder:
+        holder.exec_driver_sql(f"SELECT pg_advisory_lock({key})")
+        threads = [threading.Thread(target=waits), threading.Thread(target=has_the_turn)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+    assert [str(error).partition(":")[0] for error in errors] == [
+        "A command of another thread or task has not ended in 0.7 seconds"
+    ]
+    assert sqlite.versions() == {"a1"}
+    assert "one" in sqlite.tables()
+    assert postgresql.tables() == set()
+
+
+# In the transaction of the caller
+
+
+def test_commit_of_a_revision_stops_a_run_in_the_callers_transaction(
+    project: Project, postgresql: Database
+) -> None:
+    """A revision that ends the caller's transaction is stopped before its next statement."""
+    project.revision("a1", CREATE_RUN + "op.execute('/* by hand */ COMMIT')\n" + ran("a1"))
+    with (
+        postgresql.engine().connect() as connection,
+        pytest.raises(CommandError, match="^A revision has ended the transaction"),
+    ):
+        connection.begin()
+        project.upgrade(connection)
+    assert postgresql.rows("SELECT revision FROM run") == []
+
+
+def test_version_that_the_caller_has_written_counts(project: Project, mariadb: Database) -> None:
+    """On MariaDB too, a series sees the version that its transaction has written by other means."""
+    project.revision("a1", CREATE_RUN)
+    command.upgrade(project.config(mariadb.text), "head")
+    with mariadb.engine().connect() as connection, connection.begin():
+        migrations = series(project)(connection)
+        assert migrations.at_head()
+        connection.exec_driver_sql("DELETE FROM alembic_version")
+        assert migrations.current() == ()
+        assert not migrations.at_head()
+        connection.rollback()
+    with mariadb.engine().connect() as connection, connection.begin():
+        command.stamp(project.config(connection=connection), "base", purge=True)
+        assert series(project)(connection).current() == ()
+        series(project)(connection).stamp()
+        assert series(project)(connection).at_head()
+
+
+def test_engine_whose_creator_gives_one_connection_keeps_it(
+    project: Project, mariadb: Database
+) -> None:
+    """The one connection of a creator is not closed, nor is what its caller has written lost."""
+    project.revision("a1", "op.execute(\"INSERT INTO run VALUES ('a1')\")")
+    mariadb.run("CREATE TABLE run (revision VARCHAR(10))")
+    owner = mariadb.engine().raw_connection()
+    raw = owner.driver_connection
+    engine = create_engine(mariadb.url, creator=lambda: raw)
+    with engine.connect() as connection:
+        connection.exec_driver_sql("INSERT INTO run VALUES ('own')")
+        project.upgrade(connection)
+        connection.commit()
+    owner.close()
+    assert mariadb.rows("SELECT revision FROM run") == [("own",), ("a1",)]
+    assert mariadb.versions() == {"a1"}
+
+
+def test_old_error_of_the_caller_is_not_raised_again(project: Project, sqlite: Database) -> None:
+    """An error that the caller handles is not taken for that of a run on a lost connection."""
+    project.revision("a1")
+    with sqlite.engine().connect() as connection:
+        connection.begin()
+        connection.invalidate()
+        try:
+            raise KeyError("of the caller")
+        except KeyError:
+            with pytest.raises(PendingRollbackError):
+                project.upgrade(connection)

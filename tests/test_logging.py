@@ -134,3 +134,13 @@ def test_without_logging_sections_the_command_runs(
     done = project.alembic("upgrade", "head", DATABASE_URL=sqlite.text)
     assert done.stderr == ""
     assert sqlite.tables() == {"made", "alembic_version"}
+
+
+def test_warnings_are_shown_without_an_ini_file(project: Project, sqlite: Database) -> None:
+    """With all settings in pyproject.toml, the alembic command shows warnings all the same."""
+    (project.folder / "pyproject.toml").write_text(
+        f'[tool.alembic]\nscript_location = "migrations"\n"sqlalchemy.url" = "{sqlite.text}"\n'
+    )
+    (project.folder / "alembic.ini").unlink()
+    done = project.alembic("current", DATABASE_URL="postgresql://somebody@elsewhere/other")
+    assert "WARNI [alembic.env] DATABASE_URL" in done.stderr

@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 
 import pytest
 from conftest import Database, Project
+from processes import run_python
 
 
 def prune(
     project: Project, *args: str, answer: str | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run the command in a project, and answer its question."""
-    return subprocess.run(
-        [sys.executable, "-m", "alembic_templates.cli", "prune", *args],
-        cwd=project.folder,
-        env=project.env,
-        input=answer or "",
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    command = ["-m", "alembic_templates.cli", "prune", *args]
+    return run_python(command, project.folder, project.env, answer=answer or "")
 
 
 def files(project: Project) -> set[str]:
@@ -101,15 +93,15 @@ def test_the_base_itself_has_nothing_before_it(history: Project) -> None:
         pytest.param(
             "r3",
             {"rev": "side", "down": "r1"},
-            "Revision side follows r1, which would be deleted: prune before a revision that all "
-            "the others come after.",
+            "Revision side needs r1, which would be deleted: prune before a revision that all the "
+            "others come after.",
             id="branch",
         ),
         pytest.param(
             "r3",
             {"rev": "other", "depends_on": "r2"},
-            "Revision other depends on r2, which would be deleted: prune before a revision that "
-            "all the others come after.",
+            "Revision other needs r2, which would be deleted: prune before a revision that all the "
+            "others come after.",
             id="depends_on",
         ),
         pytest.param(

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from conftest import DRIVERS, Database, as_fleet, kind_of, render
+from processes import run_python
 
 BUILT_IN = {
     "single_head_revision",
@@ -85,15 +84,8 @@ def test_built_in_and_experimental_tests_pass(
         "[pytest]\npytest_alembic_include_experimental =\n"
         + "".join(f"    {name}\n" for name in EXPERIMENTAL[kind])
     )
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "--test-alembic", "-v", "-p", "no:cacheprovider"],
-        cwd=project.folder,
-        env=project.env,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    command = ["-m", "pytest", "--test-alembic", "-v", "-p", "no:cacheprovider"]
+    done = run_python(command, project.folder, project.env)
     passed = {
         line.partition("::test_")[2].partition(" ")[0]
         for line in done.stdout.splitlines()

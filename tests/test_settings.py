@@ -190,11 +190,38 @@ def test_a_password_of_any_characters_arrives(
             id="unknown-driver",
         ),
         pytest.param(
+            "sqlite+asyncpg:///{}",
+            [],
+            "The driver of sqlite+asyncpg:// cannot be loaded (Can't load plugin: "
+            "sqlalchemy.dialects:sqlite.asyncpg): install it, or correct the dialect+driver of "
+            "the database URL.",
+            id="driver-of-another-dialect",
+        ),
+        pytest.param(
             "mssql+pymssql://me:s3cret@host/name",
             [],
             "The driver of mssql+pymssql:// cannot be loaded (No module named 'pymssql'): install "
             "it, or correct the dialect+driver of the database URL.",
             id="missing-driver",
+        ),
+        *(
+            pytest.param(
+                f"{scheme}://me:s3cret@host/name",
+                [],
+                "SQLAlchemy has no postgres://: write postgresql://.",
+                id=scheme,
+            )
+            for scheme in ("postgres", "postgres+asyncpg")
+        ),
+        *(
+            pytest.param(
+                f"{url}",
+                [],
+                "The database URL has a host, and SQLite has none: write three slashes, as in "
+                "sqlite:///app.db, or four before an absolute path.",
+                id=url,
+            )
+            for url in ("sqlite://s3cret.db", "sqlite+aiosqlite://s3cret/app.db")
         ),
     ],
 )
@@ -259,9 +286,41 @@ def test_a_file_that_cannot_be_opened_is_named(project: Project, tmp_path: Path)
     with refused(
         project,
         f"Cannot connect to database '{path}' with sqlite (unable to open database file): "
-        "check the URL and that the server runs.",
+        f"check the URL, and that the folder {path.parent} exists.",
     ):
         command.upgrade(project.config(f"sqlite:///{path}"), "head")
+
+
+@pytest.mark.parametrize(
+    ("drivername", "module", "install"),
+    [
+        ("postgresql+psycopg", "psycopg", "pip install 'psycopg[binary]'"),
+        ("postgresql+psycopg_async", "psycopg", "pip install 'psycopg[binary]'"),
+        ("postgresql+psycopg2", "psycopg2", "pip install psycopg2-binary"),
+        ("postgresql+asyncpg", "asyncpg", "pip install asyncpg"),
+        ("mysql", "MySQLdb", "pip install mysqlclient, or pymysql with mysql+pymysql://"),
+        ("mariadb", "MySQLdb", "pip install mysqlclient, or pymysql with mysql+pymysql://"),
+        ("mysql+pymysql", "pymysql", "pip install pymysql"),
+        ("mysql+aiomysql", "aiomysql", "pip install aiomysql"),
+        ("mysql+asyncmy", "asyncmy", "pip install asyncmy"),
+        ("sqlite+aiosqlite", "aiosqlite", "pip install aiosqlite"),
+    ],
+)
+def test_a_missing_driver_is_named_as_pip_knows_it(
+    project: Project,
+    monkeypatch: pytest.MonkeyPatch,
+    drivername: str,
+    module: str,
+    install: str,
+) -> None:
+    """The error for a driver that is not installed says how to install it."""
+    monkeypatch.setitem(sys.modules, module, None)  # as if it were not there
+    with refused(
+        project,
+        f"The driver of {drivername}:// cannot be loaded (import of {module} halted; None in "
+        f"sys.modules): install it ({install}), or correct the dialect+driver of the database URL.",
+    ):
+        command.upgrade(project.config(f"{drivername}:///name"), "head")
 
 
 # --- the other options -------------------------------------------------------------------------
@@ -270,6 +329,15 @@ def test_a_file_that_cannot_be_opened_is_named(project: Project, tmp_path: Path)
 def bad(name: str, value: str) -> str:
     """Return the refusal of a number of seconds."""
     return f"{name} is {value!r}: expected a number of seconds, 0 or more."
+
+
+@pytest.mark.parametrize("name", ["lock_timeout", "ddl_lock_timeout"])
+def test_true_is_no_number_of_seconds(project: Project, sqlite: Database, name: str) -> None:
+    """A boolean of TOML, which Python takes for 1, is refused."""
+    toml(project, f"{name} = true")
+    config = Config(toml_file=project.folder / "pyproject.toml")
+    with refused(project, f"{name} is True: expected a number of seconds, 0 or more."):
+        command.upgrade(with_x(config, f"url={sqlite.text}"), "head")
 
 
 def metadata_error(name: str, reason: str) -> str:
@@ -322,6 +390,16 @@ def form_error(name: str) -> str:
         pytest.param({"target_metadata": "models"}, [], form_error("models"), id="no-colon"),
         pytest.param({"target_metadata": "models:"}, [], form_error("models:"), id="no-attribute"),
         pytest.param({"target_metadata": ":metadata"}, [], form_error(":metadata"), id="no-module"),
+        *(
+            pytest.param(
+                {"target_metadata": given},
+                [],
+                f"Option target_metadata names {given.split()[0]!r}: separate several by spaces, "
+                "without a comma.",
+                id=given,
+            )
+            for given in ("models:metadata,other:metadata", "models:metadata, other:metadata")
+        ),
         pytest.param(
             {"target_metadata": "models:metadata nosuch"}, [], form_error("nosuch"), id="second"
         ),
@@ -541,6 +619,7 @@ def test_ddl_waits_no_longer_than_it_may(project: Project, server: Database, sou
     """With ddl_lock_timeout a statement gives up on a table that another transaction holds."""
     project.revision("a1", "op.add_column('busy', sa.Column('more', sa.Integer))")
     server.run("CREATE TABLE busy (id INTEGER)")
+    project.set(ddl_lock_retries="0")
     x = []
     if source == "x":
         project.set(ddl_lock_timeout="100")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import sqlite3
 import time
@@ -393,7 +394,7 @@ def test_foreign_keys_stay_off_where_they_were_off(project: Project, sqlite: Dat
 
 BREAKS = (
     'The migration breaks foreign keys ("child" ("parent_id") = (1) has no row in "parent") '
-    "and is not committed: mend the revision or the rows."
+    "and is not committed: fix the revision or the rows."
 )
 
 
@@ -426,7 +427,7 @@ def test_many_violations_are_named_in_part(project: Project, sqlite: Database) -
     )
     assert str(raised.value) == (
         f"The migration breaks foreign keys ({named}; …) and is not committed: "
-        "mend the revision or the rows."
+        "fix the revision or the rows."
     )
 
 
@@ -748,3 +749,179 @@ def test_memory_database_of_aiosqlite_on_a_shared_connection(project: Project) -
         return found
 
     assert asyncio.run(upgrade()) == set()
+
+
+# Applications that begin by BEGIN IMMEDIATE, beside others that write
+
+
+def immediate_engine(database: Database) -> Engine:
+    """Return an engine that enforces foreign keys and sends BEGIN IMMEDIATE by itself."""
+    engine = create_engine(
+        database.url,
+        poolclass=QueuePool,
+        pool_size=1,
+        max_overflow=0,
+        pool_timeout=1,
+        connect_args={"timeout": 0},
+    )
+
+    @event.listens_for(engine, "connect")
+    def connect(driver: sqlite3.Connection, _: object) -> None:
+        driver.isolation_level = None
+        driver.execute("PRAGMA foreign_keys = ON")
+
+    @event.listens_for(engine, "begin")
+    def begin(connection) -> None:  # type: ignore[no-untyped-def]
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    return engine
+
+
+class EndWriter(logging.Handler):
+    """Ends the transaction of another connection as soon as a run says something."""
+
+    def __init__(self, writer: sqlite3.Connection) -> None:
+        super().__init__()
+        self.writer = writer
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Commit what the other connection has written."""
+        if self.writer.in_transaction:
+            self.writer.execute("COMMIT")
+
+
+def test_batch_keeps_child_rows_beside_a_writer(project: Project, sqlite: Database) -> None:
+    """A run on an engine that sends BEGIN IMMEDIATE waits for a writer, with foreign keys off."""
+    sqlite.run(*FAMILY)
+    project.revision("a1", COPY_PARENT)
+    engine = immediate_engine(sqlite)
+    writer = sqlite3.connect(str(sqlite.url.database), isolation_level=None)
+    writer.execute("BEGIN IMMEDIATE")
+    handler = EndWriter(writer)
+    log = logging.getLogger("alembic.env")
+    log.addHandler(handler)
+    try:
+        project.upgrade(engine)
+    finally:
+        log.removeHandler(handler)
+        writer.close()
+    with engine.connect() as connection:
+        assert connection.execute(text("PRAGMA foreign_keys")).scalar() == 1
+    engine.dispose()
+    assert sqlite.rows("SELECT * FROM child") == [(1, 1), (2, 1)]
+    assert sqlite.versions() == {"a1"}
+
+
+def test_begin_immediate_of_an_application_waits_for_the_lock_timeout(
+    project: Project, sqlite: Database
+) -> None:
+    """Where the application's engine sends BEGIN IMMEDIATE, a busy database is one sentence."""
+    project.revision("a1", CREATE_ONE)
+    engine = immediate_engine(sqlite)
+    config = project.config(connection=engine)
+    config.set_main_option("lock_timeout", "0")
+    with closing(sqlite3.connect(str(sqlite.url.database), isolation_level=None)) as writer:
+        writer.execute("BEGIN IMMEDIATE")
+        with pytest.raises(CommandError) as raised:
+            command.upgrade(config, "head")
+    assert str(raised.value) == waited(sqlite)
+    with engine.begin() as connection:
+        connection.execute(text("CREATE TABLE own (id INTEGER)"))
+    command.upgrade(config, "head")
+    engine.dispose()
+    assert sqlite.tables() == {"alembic_version", "own", "one"}
+
+
+def test_transaction_per_migration_on_an_engine_that_begins_immediately(
+    project: Project, sqlite: Database
+) -> None:
+    """With several transactions too, an engine that sends BEGIN IMMEDIATE is all or nothing."""
+    project.revision("a1", lines(CREATE_ONE, VACUUM))
+    project.revision("b2", lines(CREATE_TWO, FAIL), down="a1")
+    project.set(transaction_per_migration="true")
+    engine = immediate_engine(sqlite)
+    with pytest.raises(RuntimeError, match="^the revision fails$"):
+        project.upgrade(engine)
+    engine.dispose()
+    assert sqlite.tables() == {"alembic_version", "one"}
+    assert sqlite.versions() == {"a1"}
+
+
+DENY = """
+import sqlite3
+def judge(action, name, value, *_):
+    denied = action == sqlite3.SQLITE_PRAGMA and name == "foreign_keys" and value == "ON"
+    return sqlite3.SQLITE_DENY if denied else sqlite3.SQLITE_OK
+op.get_bind().connection.driver_connection.set_authorizer(judge)
+"""
+
+
+def test_connection_without_foreign_keys_is_given_up(project: Project, sqlite: Database) -> None:
+    """Where foreign keys cannot be switched on again, the pool does not keep the connection."""
+    sqlite.run(*FAMILY)
+    project.revision("a1", lines(DENY, FAIL))
+    engine = enforcing_engine(sqlite)
+    with pytest.raises(RuntimeError, match="^the revision fails$"):
+        project.upgrade(engine)
+    with engine.connect() as connection:
+        assert connection.execute(text("PRAGMA foreign_keys")).scalar() == 1
+    engine.dispose()
+
+
+def test_foreign_keys_that_stay_on_stop_the_run(project: Project, sqlite: Database) -> None:
+    """Where foreign keys cannot be switched off, nothing is run."""
+    sqlite.run(*FAMILY)
+    project.revision("a1", COPY_PARENT)
+    engine = enforcing_engine(sqlite)
+
+    def judge(action: int, name: str, value: str, *_: object) -> int:
+        ignored = action == sqlite3.SQLITE_PRAGMA and name == "foreign_keys" and value == "OFF"
+        return sqlite3.SQLITE_IGNORE if ignored else sqlite3.SQLITE_OK
+
+    with engine.connect() as connection:
+        driver = connection.connection.driver_connection
+        assert driver
+        driver.set_authorizer(judge)
+        with pytest.raises(CommandError, match="^Foreign keys could not be switched off"):
+            project.upgrade(connection)
+    engine.dispose()
+    assert sqlite.rows("SELECT * FROM child") == [(1, 1), (2, 1)]
+    assert sqlite.tables() == {"parent", "child"}
+
+
+@pytest.mark.parametrize("shares", ["engine", "connection"])
+@pytest.mark.parametrize(
+    "engine", [enforcing_engine, application_engine, immediate_engine], ids=lambda e: e.__name__
+)
+def test_run_that_breaks_foreign_keys_leaves_nothing(
+    project: Project, sqlite: Database, engine: Callable[[Database], Engine], shares: str
+) -> None:
+    """What is said not to be committed is not, on engines that enforce foreign keys as well."""
+    sqlite.run(*FAMILY)
+    project.revision("a1", lines(CREATE_ONE, "op.execute('DELETE FROM parent')"))
+    shared = engine(sqlite)
+    with pytest.raises(CommandError) as raised:
+        if shares == "engine":
+            project.upgrade(shared)
+        else:
+            with shared.connect() as connection:
+                project.upgrade(connection)
+    with shared.connect() as connection:
+        assert connection.execute(text("PRAGMA foreign_keys")).scalar() == 1
+    shared.dispose()
+    assert str(raised.value) == BREAKS
+    assert sqlite.tables() == {"parent", "child"}
+    assert sqlite.rows("SELECT * FROM parent") == [(1, "a")]
+
+
+def test_violation_at_autocommit_is_said_to_be_committed(
+    project: Project, sqlite: Database
+) -> None:
+    """What stands at isolation level AUTOCOMMIT although it breaks foreign keys is said to stand."""
+    sqlite.run(*FAMILY)
+    project.revision("a1", "op.execute('DELETE FROM parent')")
+    engine = create_engine(sqlite.url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
+    with pytest.raises(CommandError) as raised:
+        project.upgrade(engine)
+    assert str(raised.value) == BREAKS.replace("is not committed", "is already committed")
+    assert sqlite.rows("SELECT * FROM parent") == []

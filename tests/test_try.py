@@ -9,7 +9,6 @@ import signal
 import socket
 import socketserver
 import subprocess
-import sys
 import threading
 import time
 import uuid
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import pytest
 from conftest import DRIVERS, SUPPORTED, Database, kind_of
+from processes import run_python, start_python
 from sqlalchemy import URL
 
 from alembic_templates import cli
@@ -45,16 +45,15 @@ class Trial:
 
     def start(self, *args: str | Path) -> subprocess.Popen[str]:
         """Start `alembic-templates try` without waiting for it."""
+        command = ["-m", cli.__name__, "try", self.template, *args]
+        return start_python(command, self.folder, self.env)
+
+    @property
+    def env(self) -> dict[str, str]:
+        """The environment variables for the command."""
         kept = {key: value for key in ("LANG", "PYTHONPATH") if (value := os.environ.get(key))}
         own = {"HOME": str(self.folder), "TMPDIR": str(self.temporary)}
-        return subprocess.Popen(
-            [sys.executable, "-m", cli.__name__, "try", self.template, *args],
-            cwd=self.folder,
-            env={"PATH": os.environ["PATH"], **kept, **own, "PYTHONDONTWRITEBYTECODE": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        return {"PATH": os.environ["PATH"], **kept, **own, "PYTHONDONTWRITEBYTECODE": "1"}
 
     @property
     def temporary(self) -> Path:
@@ -63,7 +62,8 @@ class Trial:
 
     def run(self, *args: str | Path, code: int = 0) -> subprocess.CompletedProcess[str]:
         """Run `alembic-templates try`; fail the test unless it ends with this exit code."""
-        return self.end(self.start(*args), code=code)
+        command = ["-m", cli.__name__, "try", self.template, *args]
+        return self.ended(run_python(command, self.folder, self.env), code=code)
 
     def end(self, process: subprocess.Popen[str], *, code: int) -> subprocess.CompletedProcess[str]:
         """Wait for the command; fail the test unless it ends as it should, leaving no file."""
@@ -71,10 +71,17 @@ class Trial:
             stdout, stderr = process.communicate(timeout=60)
         finally:
             process.kill()
-        if process.returncode != code or "Traceback" in stderr:
-            pytest.fail(f"exit code {process.returncode}\n{stdout}\n{stderr}")
+        done = subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+        return self.ended(done, code=code)
+
+    def ended(
+        self, done: subprocess.CompletedProcess[str], *, code: int
+    ) -> subprocess.CompletedProcess[str]:
+        """Fail the test unless the command has ended as it should, leaving no file."""
+        if done.returncode != code or "Traceback" in done.stderr:
+            pytest.fail(f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}")
         assert list(self.temporary.iterdir()) == []
-        return subprocess.CompletedProcess(process.args, code, stdout, stderr)
+        return done
 
     def refused(self, *args: str | Path) -> str:
         """Run the command, which must fail with one sentence before any step, and return that."""
@@ -252,17 +259,11 @@ def a_file(folder: Path) -> None:
         pytest.param(
             occupied,
             "kept",
-            "kept is not an empty folder: name one that does not exist.",
-            id="not-empty",
+            "kept exists already: name a folder that does not.",
+            id="folder",
         ),
         pytest.param(
-            a_file, "kept", "kept is not an empty folder: name one that does not exist.", id="file"
-        ),
-        pytest.param(
-            a_file,
-            "kept/below",
-            "kept/below cannot be made (Not a directory): name a folder that can.",
-            id="below-a-file",
+            a_file, "kept", "kept exists already: name a folder that does not.", id="file"
         ),
     ],
 )
@@ -390,9 +391,30 @@ def test_place_that_cannot_be_removed_is_named(trial: Trial, postgresql: Databas
     (name,) = places(postgresql)
     assert_passed(done.stdout, "postgresql+psycopg")
     assert trial.sentence(done) == (
-        f"{name} could not be removed (nothing is dropped today): run DROP SCHEMA IF EXISTS {name} "
-        "CASCADE yourself."
+        f"Removal failed (nothing is dropped today): run DROP SCHEMA IF EXISTS {name} CASCADE "
+        "yourself."
     )
+
+
+def test_place_that_stays_does_not_hide_the_step_that_failed(
+    trial: Trial, postgresql: Database
+) -> None:
+    """Where a step and then the removal fail, both are said."""
+    on_ddl(postgresql, "CREATE INDEX', 'DROP SCHEMA", "RAISE EXCEPTION 'not today'")
+    done = trial.run("--url", postgresql.text, code=1)
+    (name,) = places(postgresql)
+    assert done.stderr.splitlines() == [
+        f"error: Removal failed (not today): run DROP SCHEMA IF EXISTS {name} CASCADE yourself.",
+        "error: Step 'upgrade' failed: not today",
+    ]
+
+
+def test_keep_below_a_file_is_a_step_that_failed(trial: Trial) -> None:
+    """A folder that cannot be made ends the trial at its first step, and nothing stays."""
+    a_file(trial.folder)
+    done = trial.run("--keep", "kept/below", code=1)
+    assert done.stderr.startswith("error: Step 'render the template' failed: ")
+    assert (trial.folder / "kept").read_text() == "mine\n"
 
 
 def interrupt_asleep(

@@ -1,0 +1,147 @@
+"""No part of a password is ever shown, however it is written into a URL."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import sys
+import traceback
+
+import pytest
+from alembic.config import CommandLine
+from alembic.util import CommandError
+from conftest import DRIVERS, Project
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+# The capitals stand in nothing else that is printed, so that they tell a part of a password.
+CAPITALS = "QZXJ"
+PASSWORDS = st.text(f"{CAPITALS}{CAPITALS.lower()}%@:/?#&=+[]{{}}' \\é", min_size=4, max_size=24)
+FORMS = [
+    "me:{}@127.0.0.1:1/shop",
+    "me:{}@127.0.0.1:1/shop?x=y",
+    "m/e:{}@127.0.0.1:1/shop",
+    "/me:{}@127.0.0.1:1/shop",
+    "me:{}@127.0.0.1:1/{{tenant}}",
+]
+
+
+@pytest.fixture(autouse=True)
+def as_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let Alembic's functions run as its command."""
+    monkeypatch.setattr(sys, "argv", ["alembic"])
+
+
+def output_of(project: Project, *args: str) -> str:
+    """Return all that a command prints and logs, with the traceback that --raiseerr shows."""
+    shown = io.StringIO()
+    handler = logging.StreamHandler(shown)
+    logger = logging.getLogger("alembic")
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel("DEBUG")
+    try:
+        with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(shown):
+            ini = str(project.folder / "alembic.ini")
+            CommandLine().main(["-c", ini, "--raiseerr", *args])
+    except (CommandError, SystemExit):
+        shown.write(traceback.format_exc())
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+    return shown.getvalue()
+
+
+def parts(password: str) -> list[str]:
+    """Return the parts of a password that would tell it: four characters, a capital among them."""
+    found = [password[start : start + 4] for start in range(len(password) - 3)]
+    return [part for part in found if any(each in part for each in CAPITALS)]
+
+
+def prepared(project: Project) -> Project:
+    """Return the project without a section for logging, which a test's process keeps."""
+    path = project.folder / "alembic.ini"
+    path.write_text(path.read_text().partition("[loggers]")[0])
+    project.revision("a1")
+    return project
+
+
+EXAMPLES = settings(
+    max_examples=40,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    database=None,
+)
+
+
+@pytest.mark.parametrize("drivername", [name for names in DRIVERS.values() for name in names])
+@pytest.mark.parametrize("form", FORMS)
+def test_no_part_of_a_password_is_shown(project: Project, drivername: str, form: str) -> None:
+    """A password that is not quoted is shown neither by an error nor by a line of the log."""
+    prepared(project)
+    if form.startswith("/") and drivername.startswith("sqlite"):
+        pytest.skip("it is the path of a file")
+
+    @EXAMPLES
+    @example("pZZw@rdQQ/1")
+    @example("pZQw@rdQX?ZZZZ")
+    @example("pZQw@rdQX?ZZZZ=QQQQ&JJJJ")
+    @example("pZQw@rdQX:/ZZZZ")
+    @example("@[:::J]")
+    @example("@[::QQJ]ZZ")
+    @given(PASSWORDS)
+    def check(password: str) -> None:
+        url = f"{drivername}://{form.format(password)}"
+        output = output_of(project, "-x", f"url={url}", "current")
+        assert not [part for part in parts(password) if part in output], output
+
+    check()
+
+
+@pytest.mark.parametrize("sql", [False, True], ids=["online", "sql"])
+def test_no_part_of_a_password_is_shown_by_a_fleet(fleet_project: Project, sql: bool) -> None:
+    """Neither errors of tenants nor the comments of a script show a part of a password."""
+    prepared(fleet_project).set(tenants="one two")
+
+    @EXAMPLES
+    @example("pZZw@rdQQ/1")
+    @given(PASSWORDS)
+    def check(password: str) -> None:
+        for form in (FORMS[0], FORMS[-1]):
+            url = f"mysql+pymysql://{form.format(password)}"
+            args = ["upgrade", "head", *(["--sql"] if sql else [])]
+            output = output_of(fleet_project, "-x", f"url={url}", *args)
+            assert not [part for part in parts(password) if part in output], output
+
+    check()
+
+
+def test_no_part_of_a_password_of_database_url_is_shown(
+    project: Project, tmp_path: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The warning of a DATABASE_URL that is not used shows no part of its password."""
+    prepared(project).set(sqlalchemy__url=f"sqlite:///{tmp_path}/app.db")
+
+    @EXAMPLES
+    @example("pZZw@rdQQ/1")
+    @given(PASSWORDS)
+    def check(password: str) -> None:
+        monkeypatch.setenv("DATABASE_URL", f"postgresql://me:{password}@db.example/shop")
+        output = output_of(project, "current")
+        assert "DATABASE_URL names" in output
+        assert not [part for part in parts(password) if part in output], output
+
+    check()
+
+
+def test_the_error_says_to_quote(project: Project) -> None:
+    """A URL with an @ too many is refused with what to write, and no host is asked for."""
+    project.revision("a1")
+    done = project.alembic("-x", "url=mysql+pymysql://u:p%w@rd/1@127.0.0.1/db", "current", ok=False)
+    assert done.stdout == (
+        "FAILED: The database URL has an @ too many, so that it cannot be told where its password "
+        "ends: write the characters @ : / % of a user or password as %40, %3A, %2F and %25, and in "
+        "the Alembic configuration each % doubled.\n"
+    )
