@@ -41,8 +41,8 @@ def owners(lines: list[str]) -> tuple[int, list[str]]:
         title, _, boxes = line.partition(":")
         left, top = (number % 2) * (width + 20), (number // 2) * (height + 48)
         parts.append(text(left, top + 18, title.strip(), "title"))
-        for level, label in enumerate(boxes.split(",")):
-            owner, _, label = label.strip().partition(" ")
+        for level, each in enumerate(boxes.split(",")):
+            owner, _, label = each.strip().partition(" ")
             x, y = left + 14 * level, top + 28 + 26 * level
             parts.append(
                 box(x, y, width - 28 * level, height - 26 * level - 6 * level, f"box {owner}")
@@ -98,6 +98,7 @@ class Diagram(SphinxDirective):
             f'<svg class="diagram" viewBox="0 0 {WIDTH} {height}" role="img" '
             f'aria-label="{escape(self.arguments[0])}">{"".join(parts)}</svg>'
         )
+        svg = f'<div class="scroll">{svg}</div>'
         return [nodes.raw("", svg, format="html")]
 
 

@@ -1,4 +1,7 @@
-"""Parts of pages that are made while Sphinx reads them, where a page has `<!-- generated: NAME -->`."""
+"""Parts of pages that are made while Sphinx reads them, where a page has `<!-- generated: NAME -->`.
+
+The README of a template is plain text: where a page includes it, code gets its font.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from docutils import nodes
 from sphinx.application import Sphinx
 
 from alembic_templates import cli
@@ -56,6 +60,14 @@ def questions() -> str:
     return table(["answer", "question", "choices, the first by default"], rows)
 
 
+# What the benchmarks are about, by their names.
+TITLES = {
+    "startup": "A command with nothing to do",
+    "commands": "A series of commands in a program",
+    "fleet": "A fleet of tenants",
+}
+
+
 def benchmarks() -> str:
     """Return the tables and the plot of the results, or a sentence where there are none yet."""
     folder = ROOT / "benchmarks"
@@ -67,10 +79,12 @@ def benchmarks() -> str:
     if results.get("quick"):
         parts.append("This was a quick run, of few rounds: the numbers are a hint.")
     for plot in sorted(folder.glob("results*.svg")):
-        parts.append(f"![The ratios as bars](../benchmarks/{plot.name})")
+        image = f"![The ratios as bars](../benchmarks/{plot.name})"
+        parts.append(f":::{{container}} scroll\n{image}\n:::")
     for name, measured in results["benchmarks"].items():
         rows = [[each["case"], each["way"], each["against"], ratio(each)] for each in measured]
-        parts += [f"## {name}", table(["case", "way", "against", "ratio of times"], rows)]
+        head = ["case", "way", "compared with", "times as long"]
+        parts += [f"### {TITLES.get(name, name)}", table(head, rows)]
     return "\n\n".join(parts)
 
 
@@ -85,6 +99,49 @@ def table(head: list[str], rows: list[list[str]]) -> str:
     """Return a table of Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+# What is code in the plain text of a template's README: an option of the command line, a URL, a
+# name with _ or (), {tenant}, a file, and the key of an option.
+CODE = re.compile(
+    r"""(?<![\w`/.])(?:
+        -x\ [a-z_]+=[^\s,;:|)]* | =[a-z]+(?:,[a-z]+)*
+        | (?:info=)?\{"[^}]*\}
+        | [a-z]+(?:\+\w+)?://[^\s,|]*[^\s,.|]
+        | \{\w+\}
+        | (?:\w+\.)*\w+\(\)
+        | \w+(?:\.\w+)*\.(?:ini|toml|py|mako)\b
+        | (?:sqlalchemy|public|postgresql|package|Config)\.[\w.:]*\w(?:\["\w+"\])?
+        | [A-Za-z]+_\w+(?:\ =\ (?:true|\{[^}]*\}))?
+        | --sql\b
+    )""",
+    re.VERBOSE,
+)
+
+
+def mark_code(line: str) -> str:
+    """Return a line of a README with backticks around what is code and has none."""
+    if line.startswith(("    ", "---", "|---")):
+        return line
+    parts = line.split("`")  # what stands between two backticks has them already
+    return "`".join(
+        part if number % 2 else CODE.sub(lambda found: f"`{found[0]}`", part)
+        for number, part in enumerate(parts)
+    )
+
+
+def mark_readme(_app: Sphinx, path: Path, _page: str, content: list[str]) -> None:
+    """Give the text of a template's README the font of code that a terminal does not need."""
+    if path.name == "README":
+        content[0] = "\n".join(map(mark_code, content[0].split("\n")))
+
+
+def strip_ends(_app: Sphinx, page: nodes.document) -> None:
+    """Take away the empty lines at the end of code, which a part of a file often has."""
+    for block in page.findall(nodes.literal_block):
+        text = block.astext().rstrip("\n")
+        block.rawsource = text
+        block[:] = [nodes.Text(text)]
 
 
 MAKERS = {
@@ -105,6 +162,8 @@ def replace_marks(app: Sphinx, _page: str, content: list[str]) -> None:
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Listen for pages that are read."""
+    """Listen for pages that are read, and for what they include."""
     app.connect("source-read", replace_marks)
+    app.connect("include-read", mark_readme)
+    app.connect("doctree-read", strip_ends)
     return {"parallel_read_safe": True}

@@ -1,5 +1,6 @@
-// Keeps the choice in the URL's fragment, as #shared-postgresql-asyncpg with -path at its end where
-// chosen, and the driver among those of the template. What is shown is the work of chooser.css.
+// Keeps the choice in the URL's fragment, as #shared-postgresql-asyncpg, with -install or -path at
+// its end if one of these is chosen, and the driver among those of the template. What is shown is
+// the work of chooser.css.
 "use strict";
 
 const form = document.getElementById("chooser");
@@ -19,7 +20,7 @@ function chooseDriver() {
 }
 
 function readFragment() {
-  const values = new Set(["install", ...location.hash.slice(1).split("-")]);
+  const values = new Set(["init", ...location.hash.slice(1).split("-")]);
   for (const input of form.querySelectorAll("input")) {
     if (values.has(input.value)) {
       input.checked = true;
@@ -33,8 +34,8 @@ function writeFragment() {
   const driver = chosen("driver");
   const database = driver.closest("div").dataset.database;
   const parts = [chosen("template").value, database, driver.value];
-  if (chosen("how").value === "path") {
-    parts.push("path");
+  if (chosen("how").value !== "init") {
+    parts.push(chosen("how").value);
   }
   history.replaceState(null, "", `#${parts.join("-")}`);
 }
