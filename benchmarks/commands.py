@@ -7,7 +7,8 @@ one connection, `alembic.command` on the same kind of connection, and a process 
 from __future__ import annotations
 
 import compileall
-import importlib.util
+import importlib
+import sys
 import tempfile
 import time
 import uuid
@@ -80,13 +81,11 @@ def prepare(folder: Path, revisions: int) -> list[str]:
 
 
 def load_commands(folder: Path) -> ModuleType:
-    """Load the environment's commands.py."""
-    spec = importlib.util.spec_from_file_location("commands", folder / "migrations/commands.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    """Import the environment's commands.py from its package, which gets a name of its own."""
+    package = ModuleType(f"migrations_of_{folder.name}")
+    package.__path__ = [str(folder / "migrations")]
+    sys.modules[package.__name__] = package
+    return importlib.import_module(f"{package.__name__}.commands")
 
 
 def each_timed(upgrade: Callable[[str], object], names: list[str]) -> Series:

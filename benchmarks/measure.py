@@ -179,7 +179,8 @@ def scratch_database(server: URL) -> Iterator[tuple[URL, Engine]]:
         )
     finally:
         with engine.connect() as connection:
-            connection.exec_driver_sql(f"DROP DATABASE {name} WITH (FORCE)")
+            force = " WITH (FORCE)" if server.get_backend_name() == "postgresql" else ""
+            connection.exec_driver_sql(f"DROP DATABASE {name}{force}")
 
 
 def server_version(url: URL) -> str:
