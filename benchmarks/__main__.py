@@ -1,4 +1,4 @@
-"""Run every benchmark, print tables of ratios, and write results.json and results.svg.
+"""Run the benchmarks, print tables of ratios, and write results.json and results.svg.
 
     tox -e bench
     tox -e bench -- --quick --folder /tmp/results
@@ -11,6 +11,7 @@ TEST_POSTGRESQL_URL, else one is started from the PyPI wheel.
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -18,13 +19,11 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from sqlalchemy import URL
-
 from benchmarks import commands, fleet, startup
 from benchmarks.measure import Row, machine, postgresql, table, write_results
 from benchmarks.plot import write_plot
 
-NAMES = ("startup", "commands", "fleet")
+NAMES = ["startup", "commands", "fleet"]
 
 
 def arguments() -> argparse.Namespace:
@@ -37,54 +36,16 @@ def arguments() -> argparse.Namespace:
     add("--folder", type=Path, default=Path(__file__).parent, help="of the results (%(default)s)")
     add("--only", default=",".join(NAMES), help="names of them (%(default)s)")
     add("--rounds", type=int, help="how often each is run (startup 20, the others 3)")
-    add("--tenants", type=int, help="of the fleet, at most 9999 (500)")
-    add("--idle-tenants", type=int, help="those with nothing to do, 0 for none (5000)")
-    add("--jobs", help="numbers of jobs of the fleet (1,2,4,8)")
-    add("--ways", default="".join(fleet.WAYS), help="letters of the fleet's (%(default)s)")
-    add("--workloads", default=",".join(fleet.WORKLOADS), help="of the fleet (%(default)s)")
+    add("--tenants", type=int, default=500, help="of the fleet (%(default)s)")
+    add("--idle-tenants", type=int, default=5000, help="those with nothing to do (%(default)s)")
+    add("--jobs", type=int, default=os.cpu_count() or 1, help="of the fleet (one for each CPU)")
     given = parser.parse_args()
-    sizes = {"tenants": 500, "idle_tenants": 5000, "jobs": "1,2,4,8"}
     if given.quick:
-        sizes = {"tenants": 2, "idle_tenants": 2, "jobs": "1"}
-        given.rounds = given.rounds or 1
-    for name, size in sizes.items():
-        if getattr(given, name) is None:
-            setattr(given, name, size)
+        given.rounds, given.tenants, given.idle_tenants, given.jobs = 1, 2, 2, 1
     given.only = given.only.split(",")
-    given.jobs = [int(number) for number in given.jobs.split(",")]
-    given.workloads = given.workloads.split(",")
     if not set(given.only) <= set(NAMES):
         parser.error(f"expected some of {', '.join(NAMES)}")
-    if not set(given.ways) <= set(fleet.WAYS) or len(set(given.ways)) < 2:
-        parser.error(f"expected two or more of the ways {''.join(fleet.WAYS)}")
-    if not set(given.workloads) <= set(fleet.WORKLOADS):
-        parser.error(f"expected some of the workloads {', '.join(fleet.WORKLOADS)}")
-    if not 1 <= given.tenants <= 9999 or not 0 <= given.idle_tenants <= 9999:
-        parser.error("expected 1 to 9999 tenants")
     return given
-
-
-def benchmarks(server: URL, given: argparse.Namespace) -> dict[str, Callable[[], list[Row]]]:
-    """Return each benchmark by its name."""
-    return {
-        "startup": partial(startup.run, server, rounds=given.rounds or 20),
-        "commands": partial(
-            commands.run,
-            files=[3] if given.quick else [20, 200, 1000],
-            commands=3 if given.quick else 20,
-            rounds=given.rounds or 3,
-        ),
-        "fleet": partial(
-            fleet.run,
-            server,
-            tenants=given.tenants,
-            jobs=given.jobs,
-            rounds=given.rounds or 3,
-            ways=given.ways,
-            workloads=given.workloads,
-            idle_tenants=given.idle_tenants,
-        ),
-    }
 
 
 def main() -> None:
@@ -94,10 +55,15 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("The benchmark was ended."))
     with postgresql() as server:
         on = machine(server)
-        if given.quick:
-            print("A quick run: its sizes are too small to judge by.")
         print("\n".join(f"{name}: {value}" for name, value in on.items()), flush=True)
-        every = benchmarks(server, given)
+        files, count = ([3], 3) if given.quick else ([20, 200, 1000], 20)
+        sizes = {name: getattr(given, name) for name in ("tenants", "idle_tenants", "jobs")}
+        rounds = given.rounds or 3
+        every: dict[str, Callable[[], list[Row]]] = {
+            "startup": partial(startup.run, server, rounds=given.rounds or 20),
+            "commands": partial(commands.run, files=files, commands=count, rounds=rounds),
+            "fleet": partial(fleet.run, server, rounds=rounds, **sizes),
+        }
         results: dict[str, list[Row]] = {}
         for name in given.only:
             results[name] = every[name]()

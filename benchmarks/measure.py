@@ -1,4 +1,4 @@
-"""What the benchmarks share: turns, ratios, the machine, tables and results."""
+"""What the benchmarks share: turns, ratios, processes, servers, and the results as a table and a file."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import platform
+import resource
 import sqlite3
 import statistics
 import subprocess
@@ -16,7 +17,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
 from typing import TypeVar
@@ -24,10 +25,6 @@ from typing import TypeVar
 from sqlalchemy import URL, Engine, NullPool, create_engine, make_url
 
 T = TypeVar("T")
-
-PACKAGES = ("alembic", "sqlalchemy", "django", "django-tenants")
-# What the header of a table calls its columns.
-COLUMNS = ("ratio", "range", "seconds", "against")
 
 
 @dataclass(frozen=True)
@@ -39,27 +36,16 @@ class Row:
     against: str
     seconds: list[float]
     against_seconds: list[float]
+    # The processor time of the way's processes, in milliseconds for each tenant of a fleet.
+    cpu: float | None = None
     # The goal in words, and whether the median meets it; None where there is no goal.
     goal: str = ""
     met: bool | None = None
-    # Whether the plot shows it.
-    plotted: bool = True
 
     @property
     def ratios(self) -> list[float]:
-        """The ratio of each round in which both were run."""
-        return [a / b for a, b in zip(self.seconds, self.against_seconds, strict=False)]
-
-    @property
-    def median(self) -> float:
-        """The median of the ratios."""
-        return statistics.median(self.ratios)
-
-    @property
-    def text(self) -> str:
-        """The median and the range of the ratios."""
-        low, high = min(self.ratios), max(self.ratios)
-        return f"{shortened(self.median)} ({shortened(low)}–{shortened(high)})"
+        """The ratio of each round."""
+        return [a / b for a, b in zip(self.seconds, self.against_seconds, strict=True)]
 
     def as_dict(self) -> dict[str, object]:
         """Return what results.json holds of it: ratios, and medians in seconds."""
@@ -68,26 +54,20 @@ class Row:
             "way": self.way,
             "against": self.against,
             "rounds": len(self.ratios),
-            "median": round(self.median, 3),
+            "median": round(statistics.median(self.ratios), 3),
             "min": round(min(self.ratios), 3),
             "max": round(max(self.ratios), 3),
             "seconds": round(statistics.median(self.seconds), 4),
             "against_seconds": round(statistics.median(self.against_seconds), 4),
+            "cpu": self.cpu and round(self.cpu, 1),
             "goal": self.goal,
             "met": self.met,
         }
 
-
-def shortened(ratio: float) -> str:
-    """Return a ratio with three digits or a few more."""
-    return f"{ratio:.2f}" if ratio < 10 else f"{ratio:.1f}"
-
-
-def with_goal(row: Row, sign: str, wanted: float) -> Row:
-    """Return a row with a goal for its median: at most (<) or at least (>) a number of times."""
-    met = row.median <= wanted if sign == "<" else row.median >= wanted
-    goal = f"{'at most' if sign == '<' else 'at least'} {wanted:g} times"
-    return replace(row, goal=goal, met=met)
+    def with_goal(self, wanted: float) -> Row:
+        """Return the row with a goal: at most that many times as long."""
+        met = statistics.median(self.ratios) <= wanted
+        return replace(self, goal=f"at most {wanted:g} times", met=met)
 
 
 def interleave(ways: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:
@@ -133,12 +113,18 @@ def alembic(folder: Path, *arguments: str) -> Process:
     return Process([sys.executable, "-m", "alembic", *arguments], folder)
 
 
-def timed(processes: list[Process], at_once: int = 1) -> float:
-    """Run processes, some at once, and return the wall seconds that they took."""
-    with ThreadPoolExecutor(at_once) as pool:
+def timed(*processes: Process) -> float:
+    """Run processes at once, and return the wall seconds that they took together."""
+    with ThreadPoolExecutor(len(processes)) as pool:
         start = perf_counter()
         list(pool.map(Process.run, processes))
         return perf_counter() - start
+
+
+def processor_seconds() -> float:
+    """Return the processor time of all processes so far that were started here and have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def progress(text: str) -> None:
@@ -169,74 +155,49 @@ def postgresql() -> Iterator[URL]:
 def scratch_database(server: URL) -> Iterator[tuple[URL, Engine]]:
     """Make a database on a server, and drop it at the end."""
     name = f"benchmark_{os.getpid()}"
+    url = server.set(database=name)
     engine = create_engine(server, isolation_level="AUTOCOMMIT", poolclass=NullPool)
     with engine.connect() as connection:
         connection.exec_driver_sql(f"CREATE DATABASE {name}")
     try:
-        yield (
-            server.set(database=name),
-            create_engine(server.set(database=name), poolclass=NullPool),
-        )
+        yield url, create_engine(url, poolclass=NullPool)
     finally:
         with engine.connect() as connection:
             force = " WITH (FORCE)" if server.get_backend_name() == "postgresql" else ""
             connection.exec_driver_sql(f"DROP DATABASE {name}{force}")
 
 
-def server_version(url: URL) -> str:
-    """Return the version of a PostgreSQL, MySQL or MariaDB server."""
-    with create_engine(url, poolclass=NullPool).connect() as connection:
-        return ".".join(map(str, connection.dialect.server_version_info or ()))
-
-
 def machine(server: URL) -> dict[str, str]:
     """Return what the times are taken on: the processor, the system, and the versions."""
-    found = {
-        "CPU": cpu_model(),
-        "CPUs": str(os.cpu_count()),
-        "OS": system(),
-        "Python": platform.python_version(),
-        "SQLite": sqlite3.sqlite_version,
-        "PostgreSQL": server_version(server),
-    }
-    for package in PACKAGES:
-        with contextlib.suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
-
-
-def cpu_model() -> str:
-    """Return the name of the processor, as far as the system tells."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor() or platform.machine()
-
-
-def system() -> str:
-    """Return the name of the operating system, and the kind of machine that it is built for."""
-    try:
-        name = platform.freedesktop_os_release()["PRETTY_NAME"]
-    except (OSError, KeyError):
-        name = f"{platform.system()} {platform.release()}"
-    return f"{name}, {platform.machine()}"
+    with create_engine(server, poolclass=NullPool).connect() as connection:
+        server_version = ".".join(map(str, connection.dialect.server_version_info or ()))
+    return {
+        "CPU": models[0] if models else platform.processor(),
+        "CPUs": str(os.cpu_count()),
+        "OS": platform.platform(),
+        "Python": platform.python_version(),
+        "SQLite": sqlite3.sqlite_version,
+        "PostgreSQL": server_version,
+        "alembic": version("alembic"),
+        "sqlalchemy": version("sqlalchemy"),
+    }
 
 
 def table(rows: list[Row]) -> str:
     """Return a table of each case: the ratios, and the median seconds of both."""
     lines = []
-    width = max(len(row.way) for row in rows) + 2
     for case in dict.fromkeys(row.case for row in rows):
-        ratio, spread, seconds, against = COLUMNS
-        header = f"{ratio:>8}  {spread:15}{seconds:>9}{against:>9}"
-        lines.append(f"\n{case}\n  {'':{width}}{header}")
+        lines.append(f"\n{case}")
         for row in (row for row in rows if row.case == case):
-            median, spread = row.text.split(" ", 1)
-            mine, other = statistics.median(row.seconds), statistics.median(row.against_seconds)
+            of = row.as_dict()
             goal = f"; goal: {row.goal}, {'met' if row.met else 'missed'}" if row.goal else ""
+            cpu = f", {of['cpu']} ms of processor time a tenant" if row.cpu else ""
             lines.append(
-                f"  {row.way:{width}}{median:>8}  {spread:15}{mine:9.3f}{other:9.3f}  "
-                f"{row.against}{goal}"
+                f"  {row.way}: {of['median']} ({of['min']} to {of['max']}) times {row.against}, "
+                f"{of['seconds']} and {of['against_seconds']} s{cpu}{goal}"
             )
     return "\n".join(lines)
 

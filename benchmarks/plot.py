@@ -4,27 +4,26 @@ from __future__ import annotations
 
 from html import escape
 from pathlib import Path
+from statistics import median
 
 from benchmarks.measure import Row
 
 # In pixels: a line, the place of the labels, of the bars, and what stays for the numbers.
-LINE, LABELS, BARS, NUMBERS = 20, 260, 360, 130
+LINE, LABELS, BARS, NUMBERS = 20, 300, 360, 60
 # Grey with a contrast of more than four to white and to black, and a light blue.
 TEXT, BAR = "#767676", "#5aa0e6"
 
 
 def write_plot(path: Path, results: dict[str, list[Row]]) -> None:
-    """Draw a bar for the median of each plotted ratio, a line for its range and one for 1."""
+    """Draw a bar for the median of each ratio, a line for its range and one where the ratio is 1."""
     shapes: list[str] = []
     top = 0
     for name, rows in results.items():
-        plotted = [row for row in rows if row.plotted]
-        shapes.append(_text(0, top, name, weight="bold"))
+        shapes.append(label(0, top, name, 'font-weight="bold"'))
         top += LINE
-        for case in dict.fromkeys(row.case for row in plotted):
-            of_case = [row for row in plotted if row.case == case]
-            header = f"{case}: times {of_case[0].against}"
-            shapes += [_text(0, top, header), *_bars(top + LINE, of_case)]
+        for case in dict.fromkeys(row.case for row in rows):
+            of_case = [row for row in rows if row.case == case]
+            shapes += [label(0, top, f"{case}: times as long as"), *bars(top + LINE, of_case)]
             top += (len(of_case) + 1) * LINE + LINE // 2
         top += LINE
     width = LABELS + BARS + NUMBERS
@@ -37,32 +36,24 @@ def write_plot(path: Path, results: dict[str, list[Row]]) -> None:
     )
 
 
-def _bars(top: int, rows: list[Row]) -> list[str]:
+def bars(top: int, rows: list[Row]) -> list[str]:
     """Return the shapes of the rows of a case, which have one scale."""
-    # A pixel is 1 / scale times; the line of 1 is on the plot wherever the bars end.
     scale = BARS / max(1.0, *(ratio for row in rows for ratio in row.ratios))
-    shapes = []
-    thick = f'stroke-width="{LINE - 8}" stroke-opacity="0.6"'
+    one = f'<path d="M{LABELS + scale} {top}v{len(rows) * LINE}" stroke-dasharray="3 3"'
+    shapes = [f'{one} stroke="{TEXT}"/>']
     for number, row in enumerate(rows):
         y = top + number * LINE
-        middle = y + LINE // 2
+        middle, ratio = y + LINE // 2, median(row.ratios)
         low, high = (LABELS + scale * end for end in (min(row.ratios), max(row.ratios)))
         shapes += [
-            _text(LABELS - 8, y, row.way, anchor="end"),
-            f'<path d="M{LABELS} {middle}h{scale * row.median:.1f}" stroke="{BAR}" {thick}/>',
+            label(LABELS - 8, y, f"{row.way} / {row.against}", 'text-anchor="end"'),
+            f'<path d="M{LABELS} {middle}h{scale * ratio:.1f}" stroke="{BAR}" stroke-width="12"/>',
             f'<path d="M{low:.1f} {middle}H{high:.1f}" stroke="{TEXT}" stroke-width="2"/>',
-            _text(LABELS + BARS + 8, y, row.text),
+            label(LABELS + BARS + 8, y, f"{ratio:.2f}"),
         ]
-    one = LABELS + scale
-    shapes.append(
-        f'<path d="M{one:.1f} {top}v{len(rows) * LINE}" stroke="{TEXT}" stroke-dasharray="3 3"/>'
-    )
     return shapes
 
 
-def _text(x: int, top: int, text: str, *, anchor: str = "start", weight: str = "normal") -> str:
+def label(x: int, top: int, text: str, attributes: str = "") -> str:
     """Return a line of text that stands below `top`."""
-    return (
-        f'<text x="{x}" y="{top + 14}" text-anchor="{anchor}" font-weight="{weight}">'
-        f"{escape(text)}</text>"
-    )
+    return f'<text x="{x}" y="{top + 14}" {attributes}>{escape(text)}</text>'

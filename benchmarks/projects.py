@@ -6,6 +6,7 @@ import contextlib
 import io
 import re
 from pathlib import Path
+from textwrap import indent
 
 from alembic import command
 from alembic.config import Config
@@ -28,17 +29,12 @@ def render(folder: Path, template: str, **options: str) -> None:
     ini.write_text(text, encoding="utf-8")
 
 
-def write_revision(folder: Path, names: list[str], upgrade: str, downgrade: str = "pass") -> None:
-    """Write the revision that is the last of the names, with the bodies of its functions."""
+def write_revision(folder: Path, names: list[str], upgrade: str) -> None:
+    """Write the revision that is the last of the names, with the body of its upgrade()."""
     before = names[-2] if len(names) > 1 else None
     (folder / "migrations" / "versions" / f"{names[-1]}.py").write_text(
         "import sqlalchemy as sa\nfrom alembic import op\n\n"
         f'revision = "{names[-1]}"\ndown_revision = {before!r}\n\n\n'
-        f"def upgrade():\n{indented(upgrade, 4)}\n\ndef downgrade():\n{indented(downgrade, 4)}",
+        f"def upgrade():\n{indent(upgrade.strip(), '    ')}\n\ndef downgrade():\n    pass\n",
         encoding="utf-8",
     )
-
-
-def indented(text: str, spaces: int) -> str:
-    """Indent the lines of a text."""
-    return "".join(f"{' ' * spaces}{line}\n" for line in text.strip().splitlines())

@@ -418,18 +418,20 @@ def test_results_of_the_benchmarks_become_tables(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The page has the machine, the plot, and for each benchmark a table of ratios."""
-    row = {"case": "no work", "way": "sync", "against": "Alembic's"}
+    row = {"case": "no work", "way": "sync", "against": "Alembic's", "goal": "", "cpu": None}
+    fleet = {"median": 12.0, "min": 12.0, "max": 12.0, "seconds": 15.2, "against_seconds": 1.26}
+    fleet |= {"case": "empty, 500 tenants, 2 jobs", "against": "psql", "goal": "", "cpu": 9.8}
+    each = {**fleet, "way": "an alembic process for each tenant", "seconds": 102.4}
     results = {
         "machine": {"CPUs": "2", "alembic": "1.20.1"},
         "quick": False,
         "benchmarks": {
             "startup": [{**row, "median": 0.7612, "min": 0.7, "max": 0.81}],
-            "fleet": [{**row, "median": 12.0, "min": 12.0, "max": 12.0}],
+            "fleet": [{**fleet, "way": "multitenant"}, each],
         },
     }
     (tmp_path / "benchmarks").mkdir()
     (tmp_path / "benchmarks" / "results.json").write_text(json.dumps(results), encoding="utf-8")
-    (tmp_path / "benchmarks" / "results.svg").touch()
     module = generated()
     monkeypatch.setattr(module, "ROOT", tmp_path)
     assert module.benchmarks() == textwrap.dedent(
@@ -442,16 +444,33 @@ def test_results_of_the_benchmarks_become_tables(
 
         ### A command with nothing to do
 
-        | case | way | compared with | times as long |
-        | --- | --- | --- | --- |
-        | no work | sync | Alembic's | 0.761 (0.7 to 0.81) |
+        | case | way | compared with | times as long | goal |
+        | --- | --- | --- | --- | --- |
+        | no work | sync | Alembic's | 0.761 (0.7 to 0.81) |  |
 
         ### A fleet of tenants
 
-        | case | way | compared with | times as long |
-        | --- | --- | --- | --- |
-        | no work | sync | Alembic's | 12 |"""
+        | case | way | compared with | times as long | goal |
+        | --- | --- | --- | --- | --- |
+        | empty, 500 tenants, 2 jobs | multitenant | psql | 12 |  |
+        | empty, 500 tenants, 2 jobs | an alembic process for each tenant | psql | 12 |  |"""
     )
+    assert module.fleet_seconds().splitlines()[2:] == [
+        "| psql | 1.3 |  |",
+        "| multitenant | 15.2 | 10 |",
+        "| an alembic process for each tenant | 102.4 | 10 |",
+    ]
+    assert module.fleet_summary() == (
+        "500 schemas get ten revisions in 15 seconds with 2 jobs, for which `psql` takes 1 with the "
+        "same SQL, and an `alembic` process for each schema 102."
+    )
+
+
+def test_figures_are_those_of_a_whole_run() -> None:
+    """The README has the sentence that is made of results.json, and that was no quick run."""
+    module = generated()
+    assert module.results()["quick"] is False
+    assert module.fleet_summary() in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_included_text_of_a_readme_has_the_font_of_code() -> None:
