@@ -28,11 +28,11 @@ if not hasattr(context.config, "get_alembic_option") or sqlalchemy.__version__ <
 if not __package__:
     here = Path(__file__).parent.resolve()
     __package__ = f"alembic environment {str(here).replace('.', '%2E')}"
-    for name in list(sys.modules):
-        if name.rpartition(".")[2] in {Path(__file__).parent.name, here.name}:
-            paths = getattr(sys.modules.get(name), "__path__", [])
-            if [Path(path).resolve() for path in paths] == [here]:
-                __package__ = name
+    names = {Path(__file__).parent.name, here.name}
+    for name in [each for each in [*sys.modules] if each.rpartition(".")[2] in names]:
+        paths = getattr(sys.modules.get(name), "__path__", [])
+        if [Path(path).resolve() for path in paths] == [here]:
+            __package__ = name
     if __package__ not in sys.modules:
         sys.modules[__package__] = ModuleType(__package__)
         sys.modules[__package__].__path__ = [str(here)]
