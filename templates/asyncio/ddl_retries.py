@@ -1,14 +1,14 @@
 """What a run does if a table is not free: it gives way, and tries again.
 
-A DDL statement that waits for a table stops all queries that come after it. With
-ddl_lock_timeout it gives up, so that the application goes on; but the deployment would
-end there. So the run rolls back, waits a while, and goes on from what is committed, up
-to ddl_lock_retries times. It keeps the migration lock, and logs who has the table. (The
-Ruby gems strong_migrations and safe-pg-migrations do the same.)
+If a DDL statement waits for a table, all later queries on that table wait behind it.
+With ddl_lock_timeout the statement gives up, so that the application goes on; but the
+deployment would end there. So the run rolls back, waits a while, and goes on from what
+is committed, up to ddl_lock_retries times. It keeps the migration lock, and logs who
+has the table. (The Ruby gems strong_migrations and safe-pg-migrations do the same.)
 
-A revision is run again only if nothing of it is committed that a second run would trip
-over. MySQL and MariaDB commit at each DDL statement: there, only the first one of a
-revision is tried again.
+A revision is run again only if nothing of it is committed that must not be sent twice;
+HARMLESS says what may. MySQL and MariaDB commit at each DDL statement: there, a
+revision usually gets no second try after its first DDL statement.
 """
 
 import logging
@@ -40,9 +40,9 @@ LOCK_TIMEOUT = {
 }
 
 # What may be sent again although it is committed: it changes nothing the second time.
-# Among the SELECTs only the checks of the lock are, since a function may do anything. A
-# DO is that of rule concurrent_indexes, or LEFTOVER. is_harmless() takes literals,
-# quoted names and what stands in parentheses away before.
+# The only SELECTs here are the checks of the lock, since a function may do anything.
+# The DO is that of the rule concurrent_indexes, or LEFTOVER. is_harmless() first
+# removes literals, quoted names and what stands in parentheses.
 HARMLESS = re.compile(
     r"(?si)\s*(?:SELECT pg_try_advisory_xact_lock"
     r"|SELECT IS_USED_LOCK = CONNECTION_ID, DATABASE"
@@ -103,10 +103,10 @@ HOLDERS = {
 def retried(run: Run, retries: int, work: Callable[[], T]) -> T:
     """Call `work` in a transaction, and again if a table is not free; return its result.
 
-    Raises the error of the statement if it has waited in vain `retries` times more, and
-    at once if a revision is half committed. Without ddl_lock_timeout, in a transaction
-    of the caller, and behind a pooler, where nothing holds the lock between two
-    transactions, it calls `work` once; so it does on a database without such a timeout.
+    Raises the statement's error after `retries` more calls, and at once if a revision
+    is half committed. It calls `work` only once without ddl_lock_timeout, on a database
+    that has no such timeout, in a transaction of the caller, and behind a pooler, where
+    nothing holds the lock between two transactions.
     """
     dialect = run.connection.dialect.name
     if run.settings.ddl_lock_timeout is None or dialect not in LOCK_TIMEOUT:
@@ -244,7 +244,7 @@ class Progress:
     def may_go_on(self, error: Exception) -> bool:
         """Tell whether a statement has waited in vain, and may be sent again.
 
-        If it has waited in vain, and may not, a warning says why.
+        If it has waited in vain and may not be sent again, a warning says why.
         """
         code, pattern = LOCK_TIMEOUT[self.dialect]
         if code not in codes_of(error) or not re.match(pattern, statement_of(error)):

@@ -52,8 +52,8 @@ set_up_logging(context.config)
 settings = read_settings(context.config)
 target_metadata = find_metadata(settings)
 hooks = autogenerate_hooks(settings, target_metadata)
-# Set a hook of your own here: hooks["include_object"] = include_object
-# It replaces the rules skip_views and keep_unknown_tables; render_item: import_types.
+# Set a hook of your own here: hooks["include_object"] = include_object would replace
+# the rules skip_views and keep_unknown_tables, and "render_item" the rule import_types.
 
 
 def configure(dialect: str, **target: Any) -> None:

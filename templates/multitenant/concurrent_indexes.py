@@ -4,11 +4,10 @@ CREATE INDEX stops all writes to its table until it is built. With CONCURRENTLY 
 not, but it cannot run in a transaction. If it is killed, it leaves an index that is not
 valid, and that IF NOT EXISTS takes for the index (PostgreSQL manual, CREATE INDEX,
 "Building Indexes Concurrently"). So this rule moves the indexes of tables that exist
-into an autocommit block, and writes code with which each run is right, also after one
-that was killed.
+into an autocommit block, and writes code that can be run again after a run was killed.
 
-The block commits what stands before it in the revision. So only what an index may need
-stands there, in a form that can be run again. All else comes after the block, in one
+The block commits what comes before it in the revision. So only what an index may need
+comes first, in a form that can be run again. All else comes after the block, in one
 transaction with the version.
 
 autogenerate_rules.py uses this file, and an owner can delete it.
@@ -77,7 +76,7 @@ def mark(operations: Iterable[ops.MigrateOperation]) -> None:
 def flattened(
     operations: Iterable[ops.MigrateOperation],
 ) -> Iterable[ops.MigrateOperation]:
-    """Give the operations, and for those on one table each by itself."""
+    """Give the operations one by one, also those that are grouped by their table."""
     for each in operations:
         if isinstance(each, ops.ModifyTableOps):
             yield from each.ops

@@ -61,8 +61,8 @@ settings = read_settings(context.config, FLEET_KEYS, FLEET_OPTIONS)
 options = read_fleet_settings(settings)
 target_metadata = without_schemas(find_metadata(settings))
 hooks = autogenerate_hooks(settings, target_metadata)
-# Set a hook of your own here: hooks["include_object"] = include_object
-# It replaces the rules skip_views and keep_unknown_tables; render_item: import_types.
+# Set a hook of your own here: hooks["include_object"] = include_object would replace
+# the rules skip_views and keep_unknown_tables, and "render_item" the rule import_types.
 
 
 def configure(dialect: str, schema: str | None = None, **target: Any) -> None:

@@ -2,7 +2,8 @@
 
 A commit does not release such a lock (MySQL manual, 14.14, "Locking Functions"), and
 here each DDL statement commits (15.3.3, "Statements That Cause an Implicit Commit").
-The lock is one of the whole server, so its name is made of the name of the database.
+All databases of a server share the names of these locks, so the name of the lock is
+made of the name of the database.
 
 The lock ends with the run. If the caller has begun the transaction, the version that
 the run has written is committed only later, by the caller. So a run also waits until no

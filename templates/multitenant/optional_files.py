@@ -1,8 +1,8 @@
 """Which of the files that an owner may delete are still here.
 
-The README marks these files. Where one is needed, its import comes after this question,
-so that a command can say in one sentence which file it misses, and so that an import
-which fails inside of such a file is not taken for its absence.
+The README marks these files. Code that needs one asks is_here() before it imports it.
+So a command can say in one sentence which file is missing, and an import that fails
+inside such a file does not look like a missing file.
 """
 
 from importlib.util import find_spec

@@ -157,7 +157,7 @@ def set_up_logging(config: Config) -> None:
         return
     if config.file_config.has_section("loggers"):
         fileConfig(config.file_config, disable_existing_loggers=False)
-    else:  # all settings are in pyproject.toml: show at least what is a warning
+    else:  # all settings are in pyproject.toml: show at least the warnings
         logging.basicConfig(format="%(levelname)-5.5s [%(name)s] %(message)s")
 
 
@@ -188,9 +188,10 @@ def check_keys(config: Config, known: list[str]) -> None:
 def check_options(config: Config, known: list[str], keys: list[str]) -> None:
     """Raise CommandError for an option that looks like a misspelt one of `known`.
 
-    So it does for one of `keys` that counts after -x alone; only `url` is common beside
-    sqlalchemy.url. Other unknown options are accepted, since a section may hold
-    Alembic's options and those of the owner's own code.
+    The same holds for an option with the name of one of `keys`, which counts only after
+    -x. `url` is accepted: many sections have it beside sqlalchemy.url. Other unknown
+    options are accepted, since a section may hold Alembic's options and those of the
+    owner's own code.
     """
     # The options of [DEFAULT], such as `here`, are only values for other options.
     own = options_set(config) - set(known) - set(config.file_config.defaults())
@@ -202,7 +203,7 @@ def check_options(config: Config, known: list[str], keys: list[str]) -> None:
                 "your own another name."
             )
         close = get_close_matches(name.lower(), known, n=1, cutoff=0.85)
-        # With whole words more or less, as in my_lock_timeout, it is the owner's.
+        # An owner's own option may have the words of ours, such as my_lock_timeout.
         if close and not (has_words(name, close[0]) or has_words(close[0], name)):
             raise CommandError(
                 f"Option {name} of section [{config.config_ini_section}] is unknown: "
@@ -235,7 +236,7 @@ def x_arguments(config: Config) -> list[str]:
 def argument(config: Config, name: str) -> str | None:
     """Return the value of `-x name=value`, None if it is not given.
 
-    What follows the first = is the value, which may have another one in it.
+    The value is all that follows the first =, and may itself have an = in it.
     """
     pairs = (each.partition("=") for each in x_arguments(config))
     return {key: value for key, _, value in pairs}.get(name)
@@ -288,8 +289,8 @@ def flag(config: Config, name: str) -> bool:
 def truth(name: str, value: Any) -> bool:
     """Return whether a value says true or false, in any case of letters; None is false.
 
-    Raises CommandError, which names the setting, for any other value: a `yes` that is
-    taken for false would be a mistake in silence.
+    Raises CommandError, which names the setting, for any other value: if `yes` counted
+    as false, nobody would notice.
     """
     text = "false" if value is None else str(value).lower()
     if text not in {"true", "false"}:

@@ -87,7 +87,7 @@ def run_async(engine: Any, work: Work[T], settings: Settings, *, is_callers: boo
 
     An engine of the caller (`is_callers`) cannot be used while an event loop runs in
     this thread, since its connections belong to that loop: CommandError says what to
-    write instead. An engine of ours then runs in another thread.
+    write instead. With an engine of ours, the work is then done in another thread.
     """
     if not is_here("event_loop"):
         raise CommandError(

@@ -21,9 +21,9 @@ log = logging.getLogger("alembic.env")
 
 
 def url_text(settings: Settings) -> str | None:
-    """Return the URL as it is written, in the order of precedence above; None without.
+    """Return the URL as it is written, in the order given above; None if there is none.
 
-    It may be empty: `-x url=` does not fall back to another place.
+    It may be empty: after `-x url=`, the other places are not looked at.
     """
     url = argument(settings.config, "url")
     if url is not None:
@@ -122,7 +122,7 @@ def parse_url(text: str, name: str = "The database URL") -> URL:
     # unquoted ? in it, that part is its end, and the @ in it shows that.
     query = text.partition("?")[2].split("&")
     is_cut = any("=" not in each and "@" in each for each in query)
-    # So it drops what follows a host in brackets, which may be a part of a password.
+    # It also drops what follows a host in brackets, which may be a part of a password.
     is_cut = is_cut or text.partition(f"[{url.host}]")[2][:1] not in ":/?"
     # The URL of a fleet is refused earlier, since it is shown in many places with the
     # names of tenants filled in.

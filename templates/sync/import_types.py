@@ -37,8 +37,8 @@ TAKEN = {
 def render_item(kind: str, item: Any, context: AutogenContext) -> str | Literal[False]:
     """Return the code of a type that is not SQLAlchemy's, or of an ARRAY of it.
 
-    Alembic calls it for each part of a revision, and writes by itself that for which it
-    returns False. An owner who sets user_module_prefix writes the imports into
+    Alembic calls it for each part of a revision. If it returns False, Alembic writes
+    the code of that part. An owner who sets user_module_prefix writes the imports into
     script.py.mako.
     """
     if kind != "type" or context.opts["user_module_prefix"] is not None:
@@ -91,7 +91,7 @@ def code_of(type_: TypeEngine[Any], context: AutogenContext) -> str:
         if text in arguments:
             arguments = arguments.replace(text, _repr_type(part, context))
     code = f"{place}.{type(type_).__qualname__}{arguments}"
-    # What stands in a program that is run has another name in the next one.
+    # A class of the program's main file cannot be imported from another program.
     if module != "__main__" and makes(code, type_, context):
         return code
     if isinstance(type_, TypeDecorator):
