@@ -159,7 +159,7 @@ def _diff(args: argparse.Namespace) -> int:
 
 
 def _try(args: argparse.Namespace) -> int:
-    """Prove a template on your database and driver, within names of its own.
+    """Try a template on your database and driver, and remove what the trial has made.
 
     The trial prints its steps itself, as they pass.
     """
