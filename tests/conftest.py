@@ -13,7 +13,7 @@ import uuid
 import warnings
 from collections.abc import Iterator
 from compileall import compile_dir
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -38,6 +38,13 @@ DRIVERS = {
     "postgresql": ["postgresql+psycopg", "postgresql+psycopg_async", "postgresql+asyncpg"],
     "mariadb": ["mysql+pymysql", "mysql+aiomysql", "mysql+asyncmy"],
 }
+
+# What SQLAlchemy 2.0 takes for postgresql:// and mysql://. A handful of tests runs with them, and with
+# TEST_OTHER_DRIVERS=1, as in `tox -e drivers`, each test that would take the first driver above.
+OTHER_DRIVERS = {"postgresql": "postgresql+psycopg2", "mariadb": "mysql+mysqldb"}
+if os.environ.get("TEST_OTHER_DRIVERS"):
+    for kind, other in OTHER_DRIVERS.items():
+        DRIVERS[kind][0] = other
 
 # What each template supports. `sync` has no async drivers, `asyncio` no sync ones but psycopg, which
 # is both.
@@ -100,9 +107,19 @@ def run(folder: Path, *args: str | Path, ok: bool = True, **env: str) -> str:
     return done.stdout
 
 
+def reached_by(driver: str, request: pytest.FixtureRequest) -> Database:
+    """Return an empty database that is reached by a sync driver."""
+    module = {"postgresql+psycopg2": "psycopg2", "mysql+mysqldb": "MySQLdb"}.get(driver)
+    if module and find_spec(module) is None:
+        skip(f"No {module}: CONTRIBUTING.md says how to install it.")
+    database: Database = request.getfixturevalue(kind_of(driver))
+    return replace(database, url=database.url.set(drivername=driver))
+
+
 def kind_of(driver: str) -> str:
     """Return the database of a driver, which is the name of the fixture that gives one."""
-    return next(kind for kind, drivers in DRIVERS.items() if driver in drivers)
+    backend = driver.partition("+")[0]
+    return "mariadb" if backend == "mysql" else backend
 
 
 @dataclass(frozen=True)
@@ -364,7 +381,7 @@ def postgresql_server(request: pytest.FixtureRequest) -> URL:
         statements = (f"ALTER SYSTEM SET {name} = off" for name in settings)
         for statement in (*statements, "SELECT pg_reload_conf()"):
             server.psql(f"{statement};")
-    return make_url(url).set(drivername="postgresql+psycopg")
+    return make_url(url).set(drivername=DRIVERS["postgresql"][0])
 
 
 @pytest.fixture(scope="session")
@@ -374,7 +391,7 @@ def mariadb_server() -> URL:
     TEST_MYSQL_URL puts a MySQL server in its place.
     """
     given = os.environ.get("TEST_MARIADB_URL") or os.environ.get("TEST_MYSQL_URL")
-    url = make_url(given or "mysql://root@127.0.0.1:3306/").set(drivername="mysql+pymysql")
+    url = make_url(given or "mysql://root@127.0.0.1:3306/").set(drivername=DRIVERS["mariadb"][0])
     try:
         with create_engine(url, poolclass=NullPool).connect():
             return url
@@ -500,6 +517,12 @@ def database(request: pytest.FixtureRequest) -> Database:
     """An empty database of each kind in turn."""
     found: Database = request.getfixturevalue(request.param)
     return found
+
+
+@pytest.fixture(params=[drivers[0] for drivers in DRIVERS.values()] + [*OTHER_DRIVERS.values()])
+def sync_database(request: pytest.FixtureRequest) -> Database:
+    """An empty database with each sync driver in turn, for tests of what depends on the driver."""
+    return reached_by(request.param, request)
 
 
 @pytest.fixture(params=[driver for drivers in DRIVERS.values() for driver in drivers])

@@ -192,6 +192,27 @@ def test_a_build_that_was_killed_is_made_anew(
     assert postgresql.rows(VALID.format("thing")) == [("ix_thing_a", True)]
 
 
+def test_the_drop_of_what_is_left_gives_way(project: Project, postgresql: Database) -> None:
+    """An unfinished index is dropped under ddl_lock_timeout, and the table's readers go on."""
+    create(postgresql, indexed())
+    postgresql.run("UPDATE pg_index SET indisvalid = false WHERE NOT indisprimary")
+    # It would wait for its own reader for ever.
+    postgresql.run(f"ALTER DATABASE {postgresql.url.database} SET statement_timeout = '20s'")
+    config = config_of(project, postgresql, models(*columns()))
+    generate(config, "a1")  # its downgrade makes the index anew
+    command.stamp(config, "head")
+    config.set_main_option("ddl_lock_timeout", "0.1")
+    config.set_main_option("ddl_lock_retries", "0")
+    with postgresql.engine().connect() as reader:
+        reader.exec_driver_sql("SELECT * FROM thing")
+        with pytest.raises(OperationalError, match="lock timeout") as raised:
+            command.downgrade(config, "base")
+        assert "DROP INDEX ix_thing_a" in str(raised.value.statement)
+        assert postgresql.rows(VALID.format("thing")) == [("ix_thing_a", False)]
+    command.downgrade(config, "base")
+    assert postgresql.rows(VALID.format("thing")) == [("ix_thing_a", True)]
+
+
 def test_two_runs_at_once_do_not_block_each_other(project: Project, postgresql: Database) -> None:
     """A run that waits for the migration lock does not keep the other one from its index."""
     create(postgresql, models(*columns()))

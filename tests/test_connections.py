@@ -123,11 +123,11 @@ def test_version_row_is_the_callers_to_commit_on_mariadb(
 
 @pytest.mark.parametrize("revision", [CREATE_AUTHOR, FAIL], ids=["succeeds", "fails"])
 def test_transaction_of_the_caller_is_not_ended(
-    project: Project, database: Database, revision: str
+    project: Project, sync_database: Database, revision: str
 ) -> None:
     """Nothing is committed or rolled back in the caller's transaction, also after an error."""
     project.revision("a1", revision)
-    with database.engine().connect() as connection, ends(connection) as seen:
+    with sync_database.engine().connect() as connection, ends(connection) as seen:
         transaction = connection.begin()
         if revision == FAIL:
             with pytest.raises(RuntimeError, match="^the revision fails$"):
@@ -369,9 +369,10 @@ def test_isolation_level_is_as_before(
 
 @pytest.mark.parametrize("revision", [CREATE_AUTHOR, AUTOCOMMIT_BLOCK], ids=["plain", "block"])
 def test_connection_at_autocommit_stays_at_autocommit(
-    project: Project, database: Database, revision: str
+    project: Project, sync_database: Database, revision: str
 ) -> None:
     """A connection at isolation level AUTOCOMMIT commits each statement after the run, as before."""
+    database = sync_database
     project.revision("a1", revision)
     with database.engine().connect() as connection:
         connection.execution_options(isolation_level="AUTOCOMMIT")

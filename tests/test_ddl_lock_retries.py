@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from alembic import command
 from alembic.config import Config
-from conftest import DRIVERS, Database, Project, imported, kind_of
+from conftest import DRIVERS, OTHER_DRIVERS, Database, Project, imported, kind_of, reached_by
 from sqlalchemy import Connection, create_engine, inspect
 from sqlalchemy.exc import DBAPIError
 
@@ -128,12 +128,18 @@ def test_a_run_goes_on_when_the_table_is_free(
         )
 
 
-@pytest.mark.parametrize("driver", ["postgresql+psycopg", "postgresql+asyncpg", "mysql+pymysql"])
+@pytest.mark.parametrize(
+    "driver",
+    ["postgresql+psycopg", "postgresql+asyncpg", "mysql+pymysql", *OTHER_DRIVERS.values()],
+)
 def test_a_connection_without_a_transaction_is_left_as_it_was(
     driver: str, project: Project, request: pytest.FixtureRequest
 ) -> None:
     """On a connection of the caller that has no transaction, it is tried again as well."""
-    database = with_busy(request.getfixturevalue(kind_of(driver)))
+    if driver in OTHER_DRIVERS.values():
+        database = with_busy(reached_by(driver, request))
+    else:
+        database = with_busy(request.getfixturevalue(kind_of(driver)))
     project.revision("a1", add("more"))
     config = config_of(project, database)
 
@@ -231,8 +237,12 @@ def test_nothing_is_tried_again_on_sqlite(project: Project, sqlite: Database) ->
     assert runs.read_text() == "x"
 
 
-def test_a_callers_transaction_is_not_tried_again(project: Project, server: Database) -> None:
+@pytest.mark.parametrize("driver", ["postgresql+psycopg", "mysql+pymysql", *OTHER_DRIVERS.values()])
+def test_a_callers_transaction_is_not_tried_again(
+    driver: str, project: Project, request: pytest.FixtureRequest
+) -> None:
     """In a transaction of the caller the error is raised at once: only the caller can roll back."""
+    server = with_busy(reached_by(driver, request))
     project.revision("a1", add("more"))
     config = config_of(project, server)
     with holder_of(server, until=-1) as holder, server.engine().connect() as connection:

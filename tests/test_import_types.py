@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from textwrap import dedent
 
 import pytest
 from alembic import command
 from alembic.config import Config
-from conftest import Database, Project
-from sqlalchemy import Column, Integer, MetaData, Table
+from conftest import ROOT, Database, Project, server_database, skip
+from sqlalchemy import Column, Integer, MetaData, Table, make_url
+from sqlalchemy.exc import OperationalError
 
 # An application's own types: in a package, in one whose name a revision has for something else, and
 # types that no repr() makes again.
@@ -185,7 +188,47 @@ COLUMNS = {
         Column("b", JSON().with_variant(Geometry("POINT", spatial_index=False), "mysql")),
         """,
     ),
+    "postgis": (
+        "from geoalchemy2 import *\nfrom sqlalchemy import ARRAY, JSON",
+        """
+        Column("a", Geometry("POINT", srid=4326)),
+        Column("b", Geography("POLYGON", srid=4326)),
+        Column("c", Geometry()),
+        Column("d", Geometry("POINTZ", dimension=3, nullable=False, spatial_index=False)),
+        Column("f", ARRAY(Geometry("POINT", spatial_index=False))),
+        Column("g", JSON().with_variant(Geometry("POINT", spatial_index=False), "postgresql")),
+        Column("h", Geometry("POINT", 4326), Computed("st_centroid(a)", persisted=True)),
+        """,
+    ),
+    "postgis with an index": (
+        "from geoalchemy2 import Geometry\nfrom sqlalchemy import Index",
+        """
+        Column("a", Geometry("POINT", spatial_index=False)),
+        Index("thing_a", "a", postgresql_using="gist"),
+        """,
+    ),
 }
+
+
+@pytest.fixture
+def postgis() -> Iterator[Database]:
+    """An empty PostgreSQL database with PostGIS, which a server of the PyPI wheel cannot have."""
+    given = os.environ.get("TEST_POSTGRESQL_URL", "postgresql://postgres@127.0.0.1:5432/postgres")
+    server = make_url(given).set(drivername="postgresql+psycopg")
+    query = "SELECT name FROM pg_available_extensions WHERE name = 'postgis'"
+    try:
+        found = Database("postgresql", server).rows(query)
+    except OperationalError as error:
+        skip(
+            f"No PostgreSQL with PostGIS ({error}): start one on 127.0.0.1:5432, or set "
+            "TEST_POSTGRESQL_URL."
+        )
+        raise
+    if not found:
+        skip(f"{server} has no PostGIS: install it, on Debian postgresql-VERSION-postgis-3.")
+    for database in server_database("postgresql", server, "DROP DATABASE {} WITH (FORCE)"):
+        database.run("CREATE EXTENSION postgis")
+        yield database
 
 
 def write(project: Project, what: str) -> None:
@@ -239,6 +282,7 @@ def columns(database: Database) -> list[tuple[object, ...]]:
         *(("sqlmodel", kind) for kind in ("sqlite", "postgresql")),
         ("sqlalchemy-utils", "postgresql"),
         ("geoalchemy2", "mariadb"),
+        ("postgis", "postgis"),
     ],
 )
 def test_a_revision_runs_as_it_was_written(
@@ -249,6 +293,12 @@ def test_a_revision_runs_as_it_was_written(
     if what == "pgvector":
         database.run("CREATE EXTENSION vector")
     write(project, what)
+    if what == "postgis":
+        env = project.folder / "migrations" / "env.py"
+        hooks = (ROOT / "docs" / "code" / "geoalchemy2_hooks.py").read_text()
+        before, mark, after = env.read_text().partition("def configure(")
+        env.write_text(f"{before}{hooks}\n\n{mark}{after}")
+    not_ours = database.tables()  # such as spatial_ref_sys of PostGIS
     # geoalchemy2 tells MariaDB from MySQL by the URL.
     drivername = "mariadb+pymysql" if what == "geoalchemy2" else database.url.drivername
     url = database.url_for(drivername)
@@ -258,7 +308,7 @@ def test_a_revision_runs_as_it_was_written(
     command.check(config)
     before = columns(database)
     command.downgrade(config, "base")
-    assert database.tables() == {"alembic_version"}
+    assert database.tables() == {"alembic_version", *not_ours}
     command.upgrade(config, "head")
     assert columns(database) == before
 
@@ -268,8 +318,21 @@ def test_a_revision_runs_as_it_was_written(
     fewer = project.config(url, target_metadata=other)
     generate(project, fewer, "a2")
     command.upgrade(fewer, "head")
+    assert database.tables() == {"alembic_version", "other", *not_ours}
     command.downgrade(fewer, "a1")
     assert len(columns(database)) == len(before)
+
+
+def test_a_rule_keeps_the_tables_of_postgis(project: Project, postgis: Database) -> None:
+    """Without the hooks of GeoAlchemy2, keep_unknown_tables and declared indexes are enough."""
+    write(project, "postgis with an index")
+    project.set(autogenerate_rules="skip_empty skip_views import_types keep_unknown_tables")
+    config = project.config(postgis.text)
+    generate(project, config, "a1")
+    command.upgrade(config, "head")
+    command.check(config)
+    assert postgis.tables() == {"alembic_version", "spatial_ref_sys", "thing"}
+    assert postgis.rows("SELECT indexname FROM pg_indexes WHERE indexname = 'thing_a'")
 
 
 def upgrade_of(project: Project, database: Database, what: str) -> str:

@@ -21,7 +21,7 @@ import pytest
 from alembic import command, op
 from alembic.config import Config
 from alembic.util import CommandError
-from conftest import DRIVERS, Database, Project, imported, render
+from conftest import DRIVERS, Database, Project, imported, reached_by, render
 from sqlalchemy import MetaData, NullPool, create_engine
 from sqlalchemy.exc import OperationalError, PendingRollbackError
 
@@ -198,8 +198,9 @@ def test_lock_timeout_is_waited(project: Project, database: Database, runs: Runs
     assert re.fullmatch(waited(database, "0.7"), str(raised.value))
 
 
-def test_waiter_finds_the_work_done(project: Project, database: Database, runs: Runs) -> None:
+def test_waiter_finds_the_work_done(project: Project, sync_database: Database, runs: Runs) -> None:
     """A run that has waited goes on when the other has finished, and has nothing left to do."""
+    database = sync_database
     project.revision("a1", CREATE_RUN + ran("a1") + HOLD)
     project.revision("b2", ran("b2"), down="a1")
     holder = runs.hold(database)
@@ -497,6 +498,8 @@ def test_terminated_session_is_reported_as_such(
 ) -> None:
     """A revision whose session the server ends fails with the server's own words."""
     database: Database = request.getfixturevalue(kind)
+    if database.url.drivername == "postgresql+psycopg2":
+        error = "server closed the connection unexpectedly"  # its own words
     project.revision("a1", f"op.execute({statement!r})")
     project.set(ddl_lock_timeout="5")
     with database.engine().connect() as connection:
@@ -658,8 +661,12 @@ def test_series_waits_for_its_turn_as_long_as_pyproject_says(
 # The session that holds the lock
 
 
-def test_transaction_in_another_session_is_refused(project: Project, postgresql: Database) -> None:
+@pytest.mark.parametrize("driver", ["postgresql+psycopg", "postgresql+psycopg2"])
+def test_transaction_in_another_session_is_refused(
+    project: Project, driver: str, request: pytest.FixtureRequest
+) -> None:
     """A transaction in which another session has the lock commits nothing."""
+    postgresql = reached_by(driver, request)
     key = lock_of(postgresql).split()[3]
     project.revision("a1", CREATE_RUN + ran("a1"))
     # As if the session had changed: this one gives its lock up, and another one takes it.
@@ -680,10 +687,12 @@ def test_transaction_in_another_session_is_refused(project: Project, postgresql:
     assert postgresql.versions() == {"b2"}
 
 
+@pytest.mark.parametrize("driver", ["mysql+pymysql", "mysql+mysqldb"])
 def test_lock_given_up_by_a_revision_is_noticed_on_mariadb(
-    project: Project, mariadb: Database
+    project: Project, driver: str, request: pytest.FixtureRequest
 ) -> None:
     """A transaction of a session that has lost the lock commits nothing."""
+    mariadb = reached_by(driver, request)
     name = lock_of(mariadb).split()[2]
     project.revision("a1", CREATE_RUN + f"op.execute(\"SELECT RELEASE_LOCK('{name}')\")")
     project.revision("b2", ran("b2"), down="a1")

@@ -71,11 +71,10 @@ def visit(number: int) -> str:
     )
 
 
-def engine_of(database: Database) -> Engine:
+def engine_of(database: Database, driver: str = "postgresql+psycopg") -> Engine:
     """Return an engine of an application that reaches its database through the pooler."""
-    return create_engine(
-        database.url, poolclass=NullPool, connect_args=CONNECT_ARGS["postgresql+psycopg"]
-    )
+    url = database.url.set(drivername=driver)
+    return create_engine(url, poolclass=NullPool, connect_args=CONNECT_ARGS.get(driver, {}))
 
 
 def connect_to(project: Project, database: Database, driver: str) -> None:
@@ -410,15 +409,15 @@ def test_direct_connection(
 # The connection of a caller
 
 
+@pytest.mark.parametrize("driver", ["postgresql+psycopg", "postgresql+psycopg2"])
 @pytest.mark.parametrize("begun", [False, True], ids=["connection", "transaction"])
 def test_connection_of_the_caller(
-    project: Project, postgresql: Database, pooler: Pooler, *, begun: bool
+    project: Project, postgresql: Database, pooler: Pooler, driver: str, *, begun: bool
 ) -> None:
     """On an application's connection a run leaves no lock and no setting to others of the pool."""
     project.revision("r0", CREATE_VISIT)
     project.revision("r1", visit(1), down="r0")
-    connect_to(project, pooler.transaction, "postgresql+psycopg")
-    with engine_of(pooler.transaction).connect() as connection:
+    with engine_of(pooler.transaction, driver).connect() as connection:
         if begun:
             connection.begin()
         project.upgrade(connection)

@@ -150,6 +150,20 @@ FIRST, SHARED_FIRST = f"{HEAD}_create_the_tables.py", f"{SHARED_HEAD}_create_the
 PACKAGE = ("__init__", "cli", "database", "models", "replaceable", "startup")
 TESTS = ("conftest", "test_migrations", "test_models", "test_startup")
 
+# A revision that blocks writes while it builds an index.
+UNSAFE = f"""from alembic import op
+
+revision = "b1"
+down_revision = "{HEAD}"
+branch_labels = depends_on = None
+
+
+def upgrade() -> None:
+    op.create_index("customer_name", "customer", ["name"])
+"""
+
+SRC = {"PYTHONPATH": "src"}
+
 runs = pytest.mark.skipif(
     "check_heads" not in inspect.signature(current).parameters,
     reason="A scaffolded project needs Alembic 1.17.1.",
@@ -159,6 +173,13 @@ runs = pytest.mark.skipif(
 def tool(folder: Path, *args: str | Path, **env: str) -> str:
     """Run a module of the tests' own Python in a project, whose package it finds in src/."""
     return run(folder, sys.executable, "-m", *args, PYTHONPATH="src", **env)
+
+
+def in_this_python(command: str) -> list[str]:
+    """Return the arguments of `alembic-templates`, as the tests' own Python runs it."""
+    name, *args = command.split()
+    assert name.rpartition("/")[2] == "alembic-templates"
+    return ["alembic_templates", *args]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -370,9 +391,7 @@ def test_project_depends_on_what_it_runs_on(scaffold: Scaffold, baked: Path) -> 
     found = [requirement.partition(">=")[0] for requirement in project["dependencies"]]
     assert set(found) == expected | ({scaffold.requirement, "python-dotenv"} - {None})
     assert len(set(found)) == len(found)
-    assert not [
-        name for name, content in contents(baked).items() if b"alembic-templates" in content
-    ]
+    assert "alembic-templates" not in (baked / "pyproject.toml").read_text(encoding="utf-8")
     assert project["requires-python"] == f">={CHOICES['python_version'][0]}"
 
 
@@ -423,6 +442,46 @@ def test_port_of_the_server_is_one_variable(project: Path) -> None:
     assert run(project, sys.executable, "-c", code, PYTHONPATH="src") == "4000\n"
     printed = run(project, sys.executable, "-c", code, PYTHONPATH="src", DATABASE_PORT="4001")
     assert printed == "4001\n"
+
+
+def switched_on(path: Path) -> dict[str, Any]:
+    """Take the # away from what names alembic-templates in a YAML file; return what it holds then."""
+    text = path.read_text(encoding="utf-8")
+    found = re.sub(
+        r"^( +)# (?=- (?:id|run): alembic-templates|  )", r"\1", text, flags=re.MULTILINE
+    )
+    path.write_text(found, encoding="utf-8")
+    held: dict[str, Any] = yaml.safe_load(found)
+    return held
+
+
+@pytest.mark.parametrize(
+    "scaffold", [each for each in SCAFFOLDS if each.database == "postgresql"], ids=str
+)
+def test_lint_finds_an_unsafe_revision(project: Path) -> None:
+    """The commands of the hook and of CI's step pass as the project comes, and find an index."""
+    (hook,) = switched_on(project / ".pre-commit-config.yaml")["repos"][0]["hooks"][2:]
+    steps = switched_on(project / ".github/workflows/tests.yml")["jobs"]["tests"]["steps"]
+    (step,) = [each["run"] for each in steps if "alembic-templates" in each.get("run", "")]
+    tool(project, *in_this_python(hook["entry"]))
+    tool(project, *in_this_python(step))
+    name = "src/my_project/migrations/versions/b1_index.py"
+    assert re.search(hook["files"], name)
+    (project / name).write_text(UNSAFE, encoding="utf-8")
+    rule = "require-concurrent-index-creation"
+    found = run(project, sys.executable, "-m", *in_this_python(hook["entry"]), ok=False, **SRC)
+    assert found.startswith(f"{name}:9: {rule}: ")
+    found = run(project, sys.executable, "-m", *in_this_python(step), ok=False, **SRC)
+    assert found.startswith(f"::error file={name},line=9,title={rule}::")
+
+
+@pytest.mark.parametrize(
+    "scaffold", [each for each in SCAFFOLDS if each.database != "postgresql"], ids=str
+)
+def test_lint_is_for_postgresql(baked: Path) -> None:
+    """A project on another database does not tell of a command that has nothing to find there."""
+    named = [name for name, text in contents(baked).items() if b"alembic-templates" in text]
+    assert named == []
 
 
 def shell_lines(readme: Path) -> list[str]:
@@ -828,6 +887,16 @@ def test_readme_commands(
     assert "files were modified by this hook" in shell(f"git add late.py; {commit}", ok=False)
     shell(f"git add late.py; {commit}")
     assert (project / "late.py").read_text() == 'x = {"a": 1}\n'
+    if str(scaffold) == "asyncio-postgresql":
+        switched_on(project / ".pre-commit-config.yaml")
+        install, lint = blocks(project / "README.md", "console")[-2].splitlines()
+        shell(install.removeprefix("$ ").replace("PATH_OF_CHECKOUT", str(ROOT)))
+        assert shell(lint.removeprefix("$ ")) == "no findings in 2 revisions\n"
+        head = shell(".venv/bin/my-project heads").split()[0]
+        unsafe = project / "src/my_project/migrations/versions/b1_index.py"
+        unsafe.write_text(UNSAFE.replace(HEAD, head), encoding="utf-8")
+        assert "require-concurrent-index-creation" in shell(f"git add .; {commit}", ok=False)
+        unsafe.unlink()
     if str(scaffold) in {"shared-sqlite", "asyncio-postgresql"}:
         (web,) = blocks(project / "README.md", "python")
         (project / "web.py").write_text(web, encoding="utf-8")

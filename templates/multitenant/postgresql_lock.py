@@ -212,7 +212,8 @@ class PostgresqlLock:
             row = self.connection.execute(statement, parameters).one()
         except DBAPIError as error:
             # in_failed_sql_transaction: the caller's rollback puts the settings back.
-            state = getattr(error.orig, "sqlstate", None)
+            # psycopg2 calls it pgcode.
+            state = getattr(error.orig, "sqlstate", getattr(error.orig, "pgcode", None))
             if self.is_in_transaction and state == "25P02":
                 return
             raise
