@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
 import subprocess
@@ -13,7 +14,9 @@ import uuid
 import warnings
 from collections.abc import Iterator
 from compileall import compile_dir
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -232,15 +235,27 @@ class Project:
         command.upgrade(self.config(connection=connection), revision)
 
 
-def render(template: str, folder: Path) -> Project:
-    """Render a template as `alembic init` does, with models and without a database URL."""
-    folder.mkdir(parents=True, exist_ok=True)
+@cache
+def original(template: str) -> Project:
+    """Render a template as `alembic init` does, and compile it, once for all tests of a process."""
+    folder = Path(tempfile.mkdtemp(prefix=f"{template}-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     own = {"HOME": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
     project = Project(folder, {**kept_environment(), **own})
     project.alembic("init", "-t", str(templates_folder() / template), "migrations")
     (folder / "models.py").write_text(MODELS)
     project.set(target_metadata="models:metadata")
+    # A file that is edited is told by its content: times of change are too coarse for tests.
+    mode = PycInvalidationMode.CHECKED_HASH
+    compile_dir(folder / "migrations", quiet=2, invalidation_mode=mode)
     return project
+
+
+def render(template: str, folder: Path) -> Project:
+    """Give a folder what `alembic init` renders of a template, with models and without a URL."""
+    source = original(template)
+    shutil.copytree(source.folder, folder, dirs_exist_ok=True)
+    return Project(folder, {**source.env, "HOME": str(folder)})
 
 
 def imported(folder: Path, module: str = "commands") -> ModuleType:
@@ -283,53 +298,31 @@ def as_fleet(project: Project, database: Database) -> None:
         project.set(tenants="public" if database.kind == "postgresql" else database.url.database)
 
 
-@pytest.fixture(scope="session")
-def rendered(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """The `shared` environment as rendered once, for the tests to copy."""
-    return compiled(render("shared", tmp_path_factory.mktemp("rendered")))
-
-
-def compiled(project: Project) -> Project:
-    """Compile an environment, so that no command has to; a file that is edited is compiled anew."""
-    mode = PycInvalidationMode.CHECKED_HASH  # times of change are too coarse for tests
-    compile_dir(project.folder / "migrations", quiet=2, invalidation_mode=mode)
-    return project
-
-
-def copied(source: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Project]:
-    """Copy a rendered environment to a folder of its own, without a database URL."""
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.delenv("DATABASE_URL", raising=False)
-    folder = tmp_path / "project"
-    shutil.copytree(source.folder, folder)
-    yield Project(folder, {**source.env, "HOME": str(folder)})
-    # The next test has a models.py of its own.
+@contextmanager
+def without_traces(folder: Path) -> Iterator[None]:
+    """Hide a shell's database URL, and forget in the end what was imported from a folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", list(sys.path))
+        patch.delenv("DATABASE_URL", raising=False)
+        yield
     for name, module in sys.modules.copy().items():
         places = [getattr(module, "__file__", None), *(getattr(module, "__path__", None) or [])]
-        if any(str(place).startswith(str(tmp_path)) for place in places):
+        if any(str(place).startswith(str(folder)) for place in places):
             del sys.modules[name]
 
 
 @pytest.fixture
-def project(
-    rendered: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Project]:
+def project(tmp_path: Path) -> Iterator[Project]:
     """The `shared` environment in a folder of its own, without a database URL."""
-    yield from copied(rendered, tmp_path, monkeypatch)
-
-
-@pytest.fixture(scope="session")
-def rendered_fleet(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """The `multitenant` environment as rendered once, for the tests to copy."""
-    return compiled(render("multitenant", tmp_path_factory.mktemp("rendered_fleet")))
+    with without_traces(tmp_path):
+        yield render("shared", tmp_path / "project")
 
 
 @pytest.fixture
-def fleet_project(
-    rendered_fleet: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Project]:
+def fleet_project(tmp_path: Path) -> Iterator[Project]:
     """The `multitenant` environment in a folder of its own, without a database URL."""
-    yield from copied(rendered_fleet, tmp_path, monkeypatch)
+    with without_traces(tmp_path):
+        yield render("multitenant", tmp_path / "project")
 
 
 def skip(reason: str) -> None:

@@ -13,12 +13,14 @@ import sys
 import sysconfig
 import venv
 from collections.abc import Callable
+from compileall import compile_dir
 from dataclasses import dataclass
 from importlib.metadata import files, version
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from processes import kept_environment, run_python
 
 import alembic_templates
 from alembic_templates import cli
@@ -209,19 +211,28 @@ def make_venv(folder: Path) -> Path:
     return folder / "bin" / "python"
 
 
-@pytest.fixture
-def sandbox(tmp_path: Path) -> Sandbox:
-    """A virtual environment with a copy of Alembic; it takes all else from the tests' own Python."""
-    make_venv(tmp_path / "venv")
-    found = Sandbox(tmp_path)
+@pytest.fixture(scope="session")
+def with_alembic(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A virtual environment with a copy of Alembic, compiled, for the sandboxes to copy."""
+    found = Sandbox(tmp_path_factory.mktemp("with_alembic"))
+    make_venv(found.folder / "venv")
     for file in files("alembic") or ():
         source = Path(str(file.locate()))
         if file.parts[0] != ".." and source.is_file():
             (found.site / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, found.site / file)
+    compile_dir(found.site / "alembic", quiet=2)
     own = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
     lines = [f"import site; site.addsitedir({path!r})\n" for path in sorted(own)]
     (found.site / "tests.pth").write_text("".join(lines), encoding="utf-8")
+    return found.folder
+
+
+@pytest.fixture
+def sandbox(with_alembic: Path, tmp_path: Path) -> Sandbox:
+    """A virtual environment with a copy of Alembic; it takes all else from the tests' own Python."""
+    shutil.copytree(with_alembic / "venv", tmp_path / "venv", symlinks=True)
+    found = Sandbox(tmp_path)
     for name, module in (("alembic", "alembic.config"), ("alembic-templates", cli.__name__)):
         script = found.python.with_name(name)
         script.write_text(
@@ -232,11 +243,31 @@ def sandbox(tmp_path: Path) -> Sandbox:
     return found
 
 
+@dataclass(frozen=True)
+class Program(Sandbox):
+    """The command in the tests' own Python, for what looks at no Alembic."""
+
+    def run(self, *args: str | Path, code: int = 0, **env: str) -> subprocess.CompletedProcess[str]:
+        """Run `PYTHON SCRIPT ARGUMENT...` as a fork, with `python -m` for the script."""
+        _, _, *more = args
+        own = {**kept_environment(), "HOME": str(self.folder), **env}
+        done = run_python(["-m", "alembic_templates", *more], self.folder, own)
+        if done.returncode != code or "Traceback" in done.stderr:
+            pytest.fail(f"{args}: exit code {done.returncode}\n{done.stdout}\n{done.stderr}")
+        return done
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Program:
+    """The command in the tests' own Python, in an empty folder."""
+    return Program(tmp_path)
+
+
 @pytest.fixture
 def other_version(tmp_path: Path) -> Path:
     """A folder for PYTHONPATH with another version: `shared` differs, and `retired` is added."""
     package = tmp_path / "other" / "alembic_templates"
-    ignore = shutil.ignore_patterns("__pycache__", "templates")
+    ignore = shutil.ignore_patterns("templates")
     shutil.copytree(Path(alembic_templates.__file__).parent, package, ignore=ignore)
     for name in ("shared", "retired"):
         folder = package / "templates" / name
@@ -856,9 +887,9 @@ def test_uninstall_of_an_unknown_name_removes_nothing(sandbox: Sandbox, name: st
     assert sandbox.tree() == before
 
 
-def test_path_is_absolute(sandbox: Sandbox) -> None:
+def test_path_is_absolute(program: Program) -> None:
     """The printed folder is absolute, and is the template's."""
-    printed = sandbox.command("path", "shared")
+    printed = program.command("path", "shared")
     assert printed == f"{SHARED}\n"
     assert SHARED.is_absolute()
 
@@ -994,21 +1025,21 @@ def test_diff_is_one_that_patch_applies(
     ],
 )
 def test_diff_error_is_told_from_a_difference(
-    sandbox: Sandbox, args: tuple[str, ...], sentence: str
+    program: Program, args: tuple[str, ...], sentence: str
 ) -> None:
     """What cannot be compared is exit code 2."""
-    assert sandbox.refused("diff", *args, code=2) == sentence
+    assert program.refused("diff", *args, code=2) == sentence
 
 
-def test_version_is_that_of_the_package(sandbox: Sandbox) -> None:
+def test_version_is_that_of_the_package(program: Program) -> None:
     """The version comes from the package's metadata."""
     expected = f"alembic-templates {version('alembic-templates')}\n"
-    assert sandbox.command("--version") == expected
+    assert program.command("--version") == expected
 
 
-def test_help_has_a_working_example_of_each_verb(sandbox: Sandbox) -> None:
+def test_help_has_a_working_example_of_each_verb(program: Program) -> None:
     """The help ends with one example for each verb, which the command takes."""
-    printed = sandbox.command("--help")
+    printed = program.command("--help")
     examples = [
         shlex.split(line, comments=True)
         for line in printed.partition("examples:\n")[2].splitlines()
@@ -1019,9 +1050,9 @@ def test_help_has_a_working_example_of_each_verb(sandbox: Sandbox) -> None:
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_help_of_a_verb_has_its_example(sandbox: Sandbox, verb: str) -> None:
+def test_help_of_a_verb_has_its_example(program: Program, verb: str) -> None:
     """The help of a verb ends with an example of it."""
-    *_, last = sandbox.command(verb, "--help", COLUMNS="200").splitlines()
+    *_, last = program.command(verb, "--help", COLUMNS="200").splitlines()
     assert last.startswith(f"example: alembic-templates {verb}")
 
 
@@ -1043,19 +1074,19 @@ def test_help_of_a_verb_has_its_example(sandbox: Sandbox, verb: str) -> None:
         pytest.param(("path", "shared", "a=b"), id="answer-to-nothing"),
     ],
 )
-def test_usage_mistakes_are_exit_code_2(sandbox: Sandbox, args: tuple[str, ...]) -> None:
+def test_usage_mistakes_are_exit_code_2(program: Program, args: tuple[str, ...]) -> None:
     """A mistake in the usage shows the usage and is no failure of the command."""
-    script = sandbox.python.with_name("alembic-templates")
-    done = sandbox.run(sandbox.python, script, *args, code=2)
+    script = program.python.with_name("alembic-templates")
+    done = program.run(program.python, script, *args, code=2)
     assert done.stdout == ""
     assert done.stderr.startswith("usage: alembic-templates")
 
 
-def test_without_a_verb_all_verbs_are_shown(sandbox: Sandbox) -> None:
+def test_without_a_verb_all_verbs_are_shown(program: Program) -> None:
     """The command alone prints its help, as a mistake in the usage."""
-    script = sandbox.python.with_name("alembic-templates")
-    done = sandbox.run(sandbox.python, script, code=2)
-    assert done.stderr == sandbox.command("--help")
+    script = program.python.with_name("alembic-templates")
+    done = program.run(program.python, script, code=2)
+    assert done.stderr == program.command("--help")
     assert [
         verb for verb in VERBS if not re.search(rf"^ +{verb}\b", done.stderr, re.MULTILINE)
     ] == []
@@ -1094,8 +1125,8 @@ def test_closed_pipe_is_no_error(sandbox: Sandbox, args: str) -> None:
 
 
 @pytest.mark.parametrize("verb", ["path", "try"])
-def test_unknown_template_is_one_sentence(sandbox: Sandbox, verb: str) -> None:
+def test_unknown_template_is_one_sentence(program: Program, verb: str) -> None:
     """An unknown name lists the known ones."""
-    assert sandbox.refused(verb, "nope") == (
+    assert program.refused(verb, "nope") == (
         f"There is no template 'nope': expected {', '.join(catalog())}."
     )
