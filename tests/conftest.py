@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from compileall import compile_dir
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -57,6 +57,11 @@ if find_spec("greenlet") is None:  # without it there are no async drivers
 
 ROOT = Path(__file__).resolve().parent.parent
 
+# PyMySQL reads all certificates of the system for each connection, and uses none of them here.
+# Programs that download get the variable back.
+CERTIFICATES = {name: os.environ[name] for name in ("SSL_CERT_FILE",) if name in os.environ}
+os.environ["SSL_CERT_FILE"] = os.devnull
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Leave the cells of large matrices to `tox -e full`, and begin with what takes longest."""
@@ -75,15 +80,21 @@ def tree(folder: Path) -> dict[str, tuple[int, bytes | None]]:
     }
 
 
-def run(folder: Path, *args: str | Path, ok: bool = True, **env: str) -> str:
-    """Run a program in a folder; fail the test unless it ends as `ok` says; return its output."""
+def environment_of_a_shell(*names: str) -> dict[str, str]:
+    """Return what programs that download need of the environment of the tests, and more by name."""
     kept = {
         name: value
         for name, value in os.environ.items()
-        if name in {"PATH", "LANG", "TMPDIR", "LD_LIBRARY_PATH", "SYSTEMROOT"}
+        if name in {"PATH", "LANG", "TMPDIR", "LD_LIBRARY_PATH", "SYSTEMROOT", *names}
         or name.startswith(("PIP_", "SSL_", "REQUESTS_", "COVERAGE_"))
         or name.lower().endswith("_proxy")
     }
+    return {**kept, **CERTIFICATES}
+
+
+def run(folder: Path, *args: str | Path, ok: bool = True, **env: str) -> str:
+    """Run a program in a folder; fail the test unless it ends as `ok` says; return its output."""
+    kept = environment_of_a_shell()
     own = {**kept, "HOME": str(folder), "PYTHONDONTWRITEBYTECODE": "1", **env}
     if args[0] == sys.executable:
         done = run_python(args[1:], folder, own, timeout=600)
@@ -131,6 +142,15 @@ class Database:
         """Return a sync engine, for a test to look at the database from outside."""
         return create_engine(self.url, poolclass=NullPool)
 
+    @cached_property
+    def _outside(self) -> Engine:
+        """An engine that has asked the server once what it is."""
+        return self.engine()
+
+    def connect(self) -> Connection:
+        """Return a connection of its own, to look at the database from outside."""
+        return self._outside.connect()
+
     def tables(self) -> set[str]:
         """Return the names of the tables, the version table among them."""
         query = {
@@ -147,14 +167,12 @@ class Database:
 
     def rows(self, query: str) -> list[tuple[object, ...]]:
         """Run a query on a connection of its own and return its rows."""
-        engine = self.engine()
-        with engine.connect() as connection:
+        with self.connect() as connection:
             return [tuple(row) for row in connection.execute(text(query))]
 
     def run(self, *statements: str) -> None:
         """Run statements in a transaction of their own, and commit it."""
-        engine = self.engine()
-        with engine.begin() as connection:
+        with self.connect() as connection, connection.begin():
             for statement in statements:
                 connection.execute(text(statement))
 
@@ -382,26 +400,44 @@ def sqlite(tmp_path: Path) -> Database:
     return Database("sqlite", URL.create("sqlite", database=str(tmp_path / "test.db")))
 
 
+@pytest.fixture(scope="session")
+def postgresql_maker(postgresql_server: URL) -> Iterator[Engine]:
+    """A connection to PostgreSQL that creates databases."""
+    yield from maker(postgresql_server)
+
+
+@pytest.fixture(scope="session")
+def mariadb_maker(mariadb_server: URL) -> Iterator[Engine]:
+    """A connection to MariaDB that creates databases."""
+    yield from maker(mariadb_server)
+
+
+def maker(server: URL) -> Iterator[Engine]:
+    """Keep a connection to a server, as long as there are tests."""
+    engine = create_engine(server, isolation_level="AUTOCOMMIT", pool_pre_ping=True)
+    yield engine
+    engine.dispose()
+
+
 @pytest.fixture
-def postgresql(postgresql_server: URL) -> Iterator[Database]:
+def postgresql(postgresql_maker: Engine) -> Iterator[Database]:
     """An empty PostgreSQL database, dropped afterwards."""
-    yield from server_database("postgresql", postgresql_server, "DROP DATABASE {} WITH (FORCE)")
+    yield from server_database("postgresql", postgresql_maker, "DROP DATABASE {} WITH (FORCE)")
 
 
 @pytest.fixture
-def mariadb(mariadb_server: URL) -> Iterator[Database]:
+def mariadb(mariadb_maker: Engine) -> Iterator[Database]:
     """An empty MariaDB database, dropped afterwards."""
-    yield from server_database("mariadb", mariadb_server, "DROP DATABASE {}")
+    yield from server_database("mariadb", mariadb_maker, "DROP DATABASE {}")
 
 
-def server_database(kind: str, server: URL, drop: str) -> Iterator[Database]:
+def server_database(kind: str, server: Engine, drop: str) -> Iterator[Database]:
     """Create a database on a server, and drop it when the test is done."""
     name = f"alembic_templates_{uuid.uuid4().hex[:12]}"
-    engine = create_engine(server, poolclass=NullPool, isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
+    with server.connect() as connection:
         connection.execute(text(f"CREATE DATABASE {name}"))
-    yield Database(kind, server.set(database=name))
-    with engine.connect() as connection:
+    yield Database(kind, server.url.set(database=name))
+    with server.connect() as connection:
         connection.execute(text(drop.format(name)))
 
 

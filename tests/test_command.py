@@ -19,7 +19,7 @@ from importlib.metadata import files, version
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, run
 from processes import kept_environment, run_python
 
 import alembic_templates
@@ -576,7 +576,7 @@ def test_old_alembic_is_refused_and_can_be_cleared(
     python = make_venv(tmp_path / "venv")
     pip = [sys.executable, "-m", "pip", "--python", python, "--disable-pip-version-check", "-q"]
     versions = [f"alembic=={alembic}", f"sqlalchemy=={sqlalchemy}"]
-    subprocess.run([*pip, "install", *versions], check=True)
+    run(tmp_path, *pip, "install", *versions, HOME=os.environ["HOME"])
     old = Sandbox(tmp_path)
     install("shared", old.target, force=False)
     before = old.tree()
