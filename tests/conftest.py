@@ -28,12 +28,15 @@ import pytest
 from alembic import command
 from alembic.config import Config
 from processes import kept_environment, run_python, start_python
+from sandboxes import sandbox, with_alembic
 from selection import arrange, select
 from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, make_url, text
 from sqlalchemy.exc import OperationalError
 
 from alembic_templates._catalog import templates_folder
 from alembic_templates._try import MODELS
+
+__all__ = ["sandbox", "with_alembic"]  # fixtures, which are asked for by their names
 
 # Each database with its drivers, sync ones first.
 DRIVERS = {

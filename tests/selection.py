@@ -4,7 +4,7 @@ A test with several parameters is a matrix, and nearly everything that can break
 one parameter. So plain `tox` keeps of each test the cells in which each value occurs, chosen so that
 values occur about equally often; the others get the marker `full`. Where two values together are the
 promise, each pair occurs: in the files of PAIRS. tests/test_matrix.py keeps its whole round. Of the
-tests in KEPT, each of which builds, installs or checks a project, the named cells stay. A test loses
+tests in KEPT, whose cells take seconds each, the named ones stay. A test loses
 all of its cells in ELSEWHERE alone, which promises nothing of an environment. The choice follows from
 the order of the cells alone.
 
@@ -36,8 +36,10 @@ KEPT = {
         "shared-mysql+pymysql",
         "sync-sqlite",
     },
-    "test_command.py::test_old_alembic_is_refused_and_can_be_cleared": {"alembic", "sqlalchemy"},
+    "test_command.py::test_commands_at_once_leave_whole_templates": {"0"},
+    "test_command.py::test_old_alembic_is_refused_and_can_be_cleared": {"alembic"},
     "test_command.py::test_killed_command_leaves_the_old_or_the_new_template": {"replacement"},
+    "test_fleet_names.py::test_hundreds_of_hostile_names": {"postgresql-200", "mariadb-200"},
     "test_old_versions.py::test_versions_that_are_too_old_are_named_first": {
         "alembic-multitenant",
         "alembic-sync",
@@ -45,6 +47,7 @@ KEPT = {
         "sqlalchemy-shared",
     },
     "test_packaging.py::test_new_makes_the_same_project_however_it_is_installed": {"wheel"},
+    "test_readme.py::test_first_steps_work_as_they_are_pasted": {"sqlite"},
     "test_scaffold.py::test_change_of_a_view_and_a_table": {"multitenant-mariadb"},
     "test_scaffold.py::test_project_passes_its_own_tests": {
         "asyncio-sqlite",
@@ -66,6 +69,9 @@ KEPT = {
 REPEATED = ("psycopg_async", "aiomysql")
 # Tests that are in `full` as a whole, and why plain `tox` does without them.
 ELSEWHERE = {
+    "test_chooser.py::test_everything_with_nothing_but_what_is_shown": (
+        "it downloads what test_readme.py does, and the commands that follow are tried by another test"
+    ),
     "test_benchmarks.py": "it measures for a minute, and promises nothing of an environment",
 }
 
@@ -88,7 +94,7 @@ def select(items: Iterable[pytest.Item]) -> None:
     matrices: dict[str, list[pytest.Function]] = {}
     for item in items:
         name = f"{item.path.name}::{getattr(item, 'originalname', item.name)}"
-        if item.path.name in ELSEWHERE:
+        if name in ELSEWHERE or item.path.name in ELSEWHERE:
             item.add_marker(pytest.mark.full)
         elif item.path.name not in WHOLE and hasattr(item, "callspec"):
             assert isinstance(item, pytest.Function)
