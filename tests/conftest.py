@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
 import subprocess
@@ -13,7 +14,9 @@ import uuid
 import warnings
 from collections.abc import Iterator
 from compileall import compile_dir
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cache, cached_property
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,12 +28,15 @@ import pytest
 from alembic import command
 from alembic.config import Config
 from processes import kept_environment, run_python, start_python
+from sandboxes import sandbox, with_alembic
 from selection import arrange, select
 from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, make_url, text
 from sqlalchemy.exc import OperationalError
 
 from alembic_templates._catalog import templates_folder
 from alembic_templates._try import MODELS
+
+__all__ = ["sandbox", "with_alembic"]  # fixtures, which are asked for by their names
 
 # Each database with its drivers, sync ones first.
 DRIVERS = {
@@ -61,6 +67,11 @@ if find_spec("greenlet") is None:  # without it there are no async drivers
 
 ROOT = Path(__file__).resolve().parent.parent
 
+# PyMySQL reads all certificates of the system for each connection, and uses none of them here.
+# Programs that download get the variable back.
+CERTIFICATES = {name: os.environ[name] for name in ("SSL_CERT_FILE",) if name in os.environ}
+os.environ["SSL_CERT_FILE"] = os.devnull
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Leave the cells of large matrices to `tox -e full`, and begin with what takes longest."""
@@ -79,15 +90,21 @@ def tree(folder: Path) -> dict[str, tuple[int, bytes | None]]:
     }
 
 
-def run(folder: Path, *args: str | Path, ok: bool = True, **env: str) -> str:
-    """Run a program in a folder; fail the test unless it ends as `ok` says; return its output."""
+def environment_of_a_shell(*names: str) -> dict[str, str]:
+    """Return what programs that download need of the environment of the tests, and more by name."""
     kept = {
         name: value
         for name, value in os.environ.items()
-        if name in {"PATH", "LANG", "TMPDIR", "LD_LIBRARY_PATH", "SYSTEMROOT"}
+        if name in {"PATH", "LANG", "TMPDIR", "LD_LIBRARY_PATH", "SYSTEMROOT", *names}
         or name.startswith(("PIP_", "SSL_", "REQUESTS_", "COVERAGE_"))
         or name.lower().endswith("_proxy")
     }
+    return {**kept, **CERTIFICATES}
+
+
+def run(folder: Path, *args: str | Path, ok: bool = True, **env: str) -> str:
+    """Run a program in a folder; fail the test unless it ends as `ok` says; return its output."""
+    kept = environment_of_a_shell()
     own = {**kept, "HOME": str(folder), "PYTHONDONTWRITEBYTECODE": "1", **env}
     if args[0] == sys.executable:
         done = run_python(args[1:], folder, own, timeout=600)
@@ -145,6 +162,15 @@ class Database:
         """Return a sync engine, for a test to look at the database from outside."""
         return create_engine(self.url, poolclass=NullPool)
 
+    @cached_property
+    def _outside(self) -> Engine:
+        """An engine that has asked the server once what it is."""
+        return self.engine()
+
+    def connect(self) -> Connection:
+        """Return a connection of its own, to look at the database from outside."""
+        return self._outside.connect()
+
     def tables(self) -> set[str]:
         """Return the names of the tables, the version table among them."""
         query = {
@@ -161,14 +187,12 @@ class Database:
 
     def rows(self, query: str) -> list[tuple[object, ...]]:
         """Run a query on a connection of its own and return its rows."""
-        engine = self.engine()
-        with engine.connect() as connection:
+        with self.connect() as connection:
             return [tuple(row) for row in connection.execute(text(query))]
 
     def run(self, *statements: str) -> None:
         """Run statements in a transaction of their own, and commit it."""
-        engine = self.engine()
-        with engine.begin() as connection:
+        with self.connect() as connection, connection.begin():
             for statement in statements:
                 connection.execute(text(statement))
 
@@ -249,15 +273,27 @@ class Project:
         command.upgrade(self.config(connection=connection), revision)
 
 
-def render(template: str, folder: Path) -> Project:
-    """Render a template as `alembic init` does, with models and without a database URL."""
-    folder.mkdir(parents=True, exist_ok=True)
+@cache
+def original(template: str) -> Project:
+    """Render a template as `alembic init` does, and compile it, once for all tests of a process."""
+    folder = Path(tempfile.mkdtemp(prefix=f"{template}-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     own = {"HOME": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
     project = Project(folder, {**kept_environment(), **own})
     project.alembic("init", "-t", str(templates_folder() / template), "migrations")
     (folder / "models.py").write_text(MODELS)
     project.set(target_metadata="models:metadata")
+    # A file that is edited is told by its content: times of change are too coarse for tests.
+    mode = PycInvalidationMode.CHECKED_HASH
+    compile_dir(folder / "migrations", quiet=2, invalidation_mode=mode)
     return project
+
+
+def render(template: str, folder: Path) -> Project:
+    """Give a folder what `alembic init` renders of a template, with models and without a URL."""
+    source = original(template)
+    shutil.copytree(source.folder, folder, dirs_exist_ok=True)
+    return Project(folder, {**source.env, "HOME": str(folder)})
 
 
 def imported(folder: Path, module: str = "commands") -> ModuleType:
@@ -300,53 +336,31 @@ def as_fleet(project: Project, database: Database) -> None:
         project.set(tenants="public" if database.kind == "postgresql" else database.url.database)
 
 
-@pytest.fixture(scope="session")
-def rendered(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """The `shared` environment as rendered once, for the tests to copy."""
-    return compiled(render("shared", tmp_path_factory.mktemp("rendered")))
-
-
-def compiled(project: Project) -> Project:
-    """Compile an environment, so that no command has to; a file that is edited is compiled anew."""
-    mode = PycInvalidationMode.CHECKED_HASH  # times of change are too coarse for tests
-    compile_dir(project.folder / "migrations", quiet=2, invalidation_mode=mode)
-    return project
-
-
-def copied(source: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Project]:
-    """Copy a rendered environment to a folder of its own, without a database URL."""
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.delenv("DATABASE_URL", raising=False)
-    folder = tmp_path / "project"
-    shutil.copytree(source.folder, folder)
-    yield Project(folder, {**source.env, "HOME": str(folder)})
-    # The next test has a models.py of its own.
+@contextmanager
+def without_traces(folder: Path) -> Iterator[None]:
+    """Hide a shell's database URL, and forget in the end what was imported from a folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", list(sys.path))
+        patch.delenv("DATABASE_URL", raising=False)
+        yield
     for name, module in sys.modules.copy().items():
         places = [getattr(module, "__file__", None), *(getattr(module, "__path__", None) or [])]
-        if any(str(place).startswith(str(tmp_path)) for place in places):
+        if any(str(place).startswith(str(folder)) for place in places):
             del sys.modules[name]
 
 
 @pytest.fixture
-def project(
-    rendered: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Project]:
+def project(tmp_path: Path) -> Iterator[Project]:
     """The `shared` environment in a folder of its own, without a database URL."""
-    yield from copied(rendered, tmp_path, monkeypatch)
-
-
-@pytest.fixture(scope="session")
-def rendered_fleet(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """The `multitenant` environment as rendered once, for the tests to copy."""
-    return compiled(render("multitenant", tmp_path_factory.mktemp("rendered_fleet")))
+    with without_traces(tmp_path):
+        yield render("shared", tmp_path / "project")
 
 
 @pytest.fixture
-def fleet_project(
-    rendered_fleet: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Project]:
+def fleet_project(tmp_path: Path) -> Iterator[Project]:
     """The `multitenant` environment in a folder of its own, without a database URL."""
-    yield from copied(rendered_fleet, tmp_path, monkeypatch)
+    with without_traces(tmp_path):
+        yield render("multitenant", tmp_path / "project")
 
 
 def skip(reason: str) -> None:
@@ -406,26 +420,44 @@ def sqlite(tmp_path: Path) -> Database:
     return Database("sqlite", URL.create("sqlite", database=str(tmp_path / "test.db")))
 
 
+@pytest.fixture(scope="session")
+def postgresql_maker(postgresql_server: URL) -> Iterator[Engine]:
+    """A connection to PostgreSQL that creates databases."""
+    yield from maker(postgresql_server)
+
+
+@pytest.fixture(scope="session")
+def mariadb_maker(mariadb_server: URL) -> Iterator[Engine]:
+    """A connection to MariaDB that creates databases."""
+    yield from maker(mariadb_server)
+
+
+def maker(server: URL) -> Iterator[Engine]:
+    """Keep a connection to a server, as long as there are tests."""
+    engine = create_engine(server, isolation_level="AUTOCOMMIT", pool_pre_ping=True)
+    yield engine
+    engine.dispose()
+
+
 @pytest.fixture
-def postgresql(postgresql_server: URL) -> Iterator[Database]:
+def postgresql(postgresql_maker: Engine) -> Iterator[Database]:
     """An empty PostgreSQL database, dropped afterwards."""
-    yield from server_database("postgresql", postgresql_server, "DROP DATABASE {} WITH (FORCE)")
+    yield from server_database("postgresql", postgresql_maker, "DROP DATABASE {} WITH (FORCE)")
 
 
 @pytest.fixture
-def mariadb(mariadb_server: URL) -> Iterator[Database]:
+def mariadb(mariadb_maker: Engine) -> Iterator[Database]:
     """An empty MariaDB database, dropped afterwards."""
-    yield from server_database("mariadb", mariadb_server, "DROP DATABASE {}")
+    yield from server_database("mariadb", mariadb_maker, "DROP DATABASE {}")
 
 
-def server_database(kind: str, server: URL, drop: str) -> Iterator[Database]:
+def server_database(kind: str, server: Engine, drop: str) -> Iterator[Database]:
     """Create a database on a server, and drop it when the test is done."""
     name = f"alembic_templates_{uuid.uuid4().hex[:12]}"
-    engine = create_engine(server, poolclass=NullPool, isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
+    with server.connect() as connection:
         connection.execute(text(f"CREATE DATABASE {name}"))
-    yield Database(kind, server.set(database=name))
-    with engine.connect() as connection:
+    yield Database(kind, server.url.set(database=name))
+    with server.connect() as connection:
         connection.execute(text(drop.format(name)))
 
 

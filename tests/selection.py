@@ -1,39 +1,33 @@
 """Which tests plain `tox` leaves to `tox -e full`, and which ones one process of a run has to itself.
 
-A test whose parameters do not depend on each other is a matrix, and nearly everything that can break
-shows in one value or in a pair of values. Of the tests in SAMPLED the cells that have each pair
-first (each value, where that is enough) stay in plain `tox`; the others get the marker `full`. So do
-all but the named cells of the tests in KEPT, each of which builds, installs or checks a project. A
-test loses all of its cells in ELSEWHERE alone, which promises nothing of an environment. The choice
-follows from the order of the cells alone.
+A test with several parameters is a matrix, and nearly everything that can break shows in one value of
+one parameter. So plain `tox` keeps of each test the cells in which each value occurs, chosen so that
+values occur about equally often; the others get the marker `full`. Where two values together are the
+promise, each pair occurs: in the files of PAIRS. tests/test_matrix.py keeps its whole round. Of the
+tests in KEPT, whose cells take seconds each, the named ones stay. A test loses
+all of its cells in ELSEWHERE alone, which promises nothing of an environment. The choice follows from
+the order of the cells alone.
 
 With `--dist loadgroup`, tests that share what takes long to make are run by the process that made it.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from itertools import combinations
 
 import pytest
 
-# The tests of which a selection is enough, and how many values at a time are to meet.
-SAMPLED = {
-    "test_autogenerate_rules.py::test_nothing_changed_writes_nothing": 1,
-    "test_autogenerate_rules.py::test_views_are_left_alone": 2,
-    "test_autogenerate_rules.py::test_an_unknown_rule_is_refused": 1,
-    "test_autogenerate_rules.py::test_columns_stand_in_order": 1,
-    "test_connections.py::test_own_engine_leaves_nothing_open": 1,
-    "test_faults.py::test_each_step_fails_in_turn": 2,
-    "test_fleet_workers.py::test_second_signal_rolls_back": 1,
-    "test_fleet_workers.py::test_signal_ends_the_run_after_the_tenants_in_flight": 1,
-    "test_passwords.py::test_no_part_of_a_password_is_shown": 1,
-    "test_pytest_alembic.py::test_built_in_and_experimental_tests_pass": 1,
-    "test_try.py::test_try_passes_on_each_driver": 1,
-    "test_try.py::test_interrupted_in_a_statement": 1,
-    "test_try.py::test_interrupted_while_it_makes_or_removes_its_schema": 1,
-    "test_try.py::test_interrupted_while_the_server_is_silent": 1,
+# The files in whose tests each pair of values occurs, and why.
+PAIRS = {
+    "test_connections.py": "what a caller's transaction and settings become, on each database",
+    "test_lock.py": "who waits for whom, on each database",
+    "test_pooler.py": "the guard of the session, in each template and mode of a pooler",
+    "test_sqlite.py": "what is undone and kept, by each way to have transactions",
 }
+# The files of which every cell stays, and why.
+WHOLE = {"test_matrix.py": "the round of each template with each of its drivers"}
 # The tests of which a few cells are enough, and the ids of those.
 KEPT = {
     "test_chooser.py::test_what_is_shown_works": {
@@ -42,8 +36,10 @@ KEPT = {
         "shared-mysql+pymysql",
         "sync-sqlite",
     },
-    "test_command.py::test_old_alembic_is_refused_and_can_be_cleared": {"alembic", "sqlalchemy"},
+    "test_command.py::test_commands_at_once_leave_whole_templates": {"0"},
+    "test_command.py::test_old_alembic_is_refused_and_can_be_cleared": {"alembic"},
     "test_command.py::test_killed_command_leaves_the_old_or_the_new_template": {"replacement"},
+    "test_fleet_names.py::test_hundreds_of_hostile_names": {"postgresql-200", "mariadb-200"},
     "test_old_versions.py::test_versions_that_are_too_old_are_named_first": {
         "alembic-multitenant",
         "alembic-sync",
@@ -51,6 +47,7 @@ KEPT = {
         "sqlalchemy-shared",
     },
     "test_packaging.py::test_new_makes_the_same_project_however_it_is_installed": {"wheel"},
+    "test_readme.py::test_first_steps_work_as_they_are_pasted": {"sqlite"},
     "test_scaffold.py::test_change_of_a_view_and_a_table": {"multitenant-mariadb"},
     "test_scaffold.py::test_project_passes_its_own_tests": {
         "asyncio-sqlite",
@@ -68,10 +65,13 @@ KEPT = {
     "test_scaffold.py::test_wheel_brings_its_migrations": {"asyncio-postgresql"},
 }
 # Each database keeps a sync and an async driver; cells of the others are in `full`, but for those of
-# tests/test_matrix.py, which does the whole round with every driver.
+# WHOLE.
 REPEATED = ("psycopg_async", "aiomysql")
 # Tests that are in `full` as a whole, and why plain `tox` does without them.
 ELSEWHERE = {
+    "test_chooser.py::test_everything_with_nothing_but_what_is_shown": (
+        "it downloads what test_readme.py does, and the commands that follow are tried by another test"
+    ),
     "test_benchmarks.py": "it measures for a minute, and promises nothing of an environment",
 }
 
@@ -96,15 +96,16 @@ def select(items: Iterable[pytest.Item]) -> None:
         name = f"{item.path.name}::{getattr(item, 'originalname', item.name)}"
         if name in ELSEWHERE or item.path.name in ELSEWHERE:
             item.add_marker(pytest.mark.full)
-        elif name in {*SAMPLED, *KEPT} and isinstance(item, pytest.Function):
+        elif item.path.name not in WHOLE and hasattr(item, "callspec"):
+            assert isinstance(item, pytest.Function)
             matrices.setdefault(name, []).append(item)
-        elif item.path.name != "test_matrix.py" and any(each in item.name for each in REPEATED):
-            item.add_marker(pytest.mark.full)
     for name, cells in matrices.items():
-        if name in SAMPLED:
-            more = left_out(cells, SAMPLED[name])
-        else:
+        if name in KEPT:
             more = [cell for cell in cells if cell.callspec.id not in KEPT[name]]
+        else:
+            few = [cell for cell in cells if not any(each in cell.name for each in REPEATED)]
+            strength = 2 if cells[0].path.name in PAIRS else 1
+            more = [cell for cell in cells if cell not in few] + left_out(few, strength)
         for cell in more if len(more) < len(cells) else []:
             cell.add_marker(pytest.mark.full)
 
@@ -112,13 +113,20 @@ def select(items: Iterable[pytest.Item]) -> None:
 def left_out(cells: list[pytest.Function], strength: int) -> list[pytest.Function]:
     """Return the cells without which each combination of so many values still has one.
 
-    Cells are taken as they come, those with the most new combinations first.
+    Cells with the most new combinations are taken first; of these, the one whose values have been
+    taken least; of these, the first.
     """
     values = [{key: repr(value) for key, value in cell.callspec.params.items()} for cell in cells]
     met = [set(combinations(sorted(each.items()), min(strength, len(each)))) for each in values]
     missing = set().union(*met)
     left = dict(enumerate(met))
+    taken: Counter[tuple[str, str]] = Counter()
+
+    def worth(index: int) -> tuple[int, int]:
+        return len(left[index] & missing), -sum(taken[each] for each in values[index].items())
+
     while missing:
-        best = max(left, key=lambda index: len(left[index] & missing))
+        best = max(left, key=worth)
         missing -= left.pop(best)
+        taken.update(values[best].items())
     return [cells[index] for index in left]

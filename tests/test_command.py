@@ -10,20 +10,18 @@ import shlex
 import shutil
 import subprocess
 import sys
-import sysconfig
-import venv
 from collections.abc import Callable
-from dataclasses import dataclass
-from importlib.metadata import files, version
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, run
+from sandboxes import Program, Sandbox, make_venv
 
 import alembic_templates
 from alembic_templates import cli
 from alembic_templates._catalog import catalog, templates_folder
-from alembic_templates._install import Target, install, needed
+from alembic_templates._install import install, needed
 
 SHARED = templates_folder() / "shared"
 OTHER = "its answer is not a Python's"
@@ -122,121 +120,17 @@ print(*(kills.count(kind) for kind in ("before", "none", "after")))
 """
 
 
-@dataclass(frozen=True)
-class Sandbox:
-    """A Python whose Alembic is its own copy, and a folder to work in."""
-
-    folder: Path
-
-    @property
-    def python(self) -> Path:
-        """The interpreter of the virtual environment."""
-        return self.folder / "venv" / "bin" / "python"
-
-    @property
-    def site(self) -> Path:
-        """The folder where Alembic is installed."""
-        return next((self.folder / "venv" / "lib").glob("python3*")) / "site-packages"
-
-    @property
-    def templates(self) -> Path:
-        """The folder where that Alembic looks for templates."""
-        return self.site / "alembic" / "templates"
-
-    @property
-    def env(self) -> dict[str, str]:
-        """The environment variables for its programs."""
-        kept = {key: value for key in ("LANG", "PYTHONPATH") if (value := os.environ.get(key))}
-        path = f"{self.python.parent}{os.pathsep}{os.environ['PATH']}"
-        return {**kept, "PATH": path, "HOME": str(self.folder), "PYTHONDONTWRITEBYTECODE": "1"}
-
-    def run(self, *args: str | Path, code: int = 0, **env: str) -> subprocess.CompletedProcess[str]:
-        """Run a program; fail the test unless it ends with this exit code and no traceback."""
-        done = subprocess.run(
-            args,
-            cwd=self.folder,
-            env={**self.env, **env},
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-        if done.returncode != code or "Traceback" in done.stderr:
-            pytest.fail(f"{args}: exit code {done.returncode}\n{done.stdout}\n{done.stderr}")
-        return done
-
-    def alembic(self, *args: str) -> str:
-        """Run the alembic command and return what it prints."""
-        return self.run(self.python, "-m", "alembic", *args).stdout
-
-    def command(self, *args: str, **env: str) -> str:
-        """Run alembic-templates, which must succeed, and return what it prints."""
-        done = self.run(self.python, self.python.with_name("alembic-templates"), *args, **env)
-        assert done.stderr == ""
-        return done.stdout
-
-    def refused(self, *args: str, code: int = 1, wrapper: str | None = None) -> str:
-        """Run alembic-templates, which must fail with one sentence, and return the sentence."""
-        prefix = () if wrapper is None else (sys.executable, "-c", wrapper)
-        script = self.python.with_name("alembic-templates")
-        done = self.run(*prefix, self.python, script, *args, code=code)
-        assert done.stdout == ""
-        assert done.stderr.startswith("error: ")
-        assert done.stderr.endswith(".\n")
-        assert done.stderr.count("\n") == 1
-        return done.stderr.removeprefix("error: ").removesuffix("\n")
-
-    @property
-    def target(self) -> Target:
-        """What the command finds by asking that Python, for a test to set up and to look faster."""
-        return Target(self.templates, frozenset())
-
-    def state(self) -> str:
-        """Return the state of `shared`."""
-        return self.target.state(catalog()["shared"])
-
-    def tree(self) -> dict[str, bytes | None]:
-        """Return all that stands in site-packages: each file with its content, each folder."""
-        return {
-            str(path.relative_to(self.site)): path.read_bytes() if path.is_file() else None
-            for path in self.site.rglob("*")
-        }
-
-
-def make_venv(folder: Path) -> Path:
-    """Make an empty virtual environment and return its interpreter."""
-    venv.EnvBuilder(symlinks=True).create(folder)
-    return folder / "bin" / "python"
-
-
 @pytest.fixture
-def sandbox(tmp_path: Path) -> Sandbox:
-    """A virtual environment with a copy of Alembic; it takes all else from the tests' own Python."""
-    make_venv(tmp_path / "venv")
-    found = Sandbox(tmp_path)
-    for file in files("alembic") or ():
-        source = Path(str(file.locate()))
-        if file.parts[0] != ".." and source.is_file():
-            (found.site / file).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(source, found.site / file)
-    own = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
-    lines = [f"import site; site.addsitedir({path!r})\n" for path in sorted(own)]
-    (found.site / "tests.pth").write_text("".join(lines), encoding="utf-8")
-    for name, module in (("alembic", "alembic.config"), ("alembic-templates", cli.__name__)):
-        script = found.python.with_name(name)
-        script.write_text(
-            f"#!{found.python}\nimport sys\nfrom {module} import main\nsys.exit(main())\n",
-            encoding="utf-8",
-        )
-        script.chmod(0o755)
-    return found
+def program(tmp_path: Path) -> Program:
+    """The command in the tests' own Python, in an empty folder."""
+    return Program(tmp_path)
 
 
 @pytest.fixture
 def other_version(tmp_path: Path) -> Path:
     """A folder for PYTHONPATH with another version: `shared` differs, and `retired` is added."""
     package = tmp_path / "other" / "alembic_templates"
-    ignore = shutil.ignore_patterns("__pycache__", "templates")
+    ignore = shutil.ignore_patterns("templates")
     shutil.copytree(Path(alembic_templates.__file__).parent, package, ignore=ignore)
     for name in ("shared", "retired"):
         folder = package / "templates" / name
@@ -545,7 +439,7 @@ def test_old_alembic_is_refused_and_can_be_cleared(
     python = make_venv(tmp_path / "venv")
     pip = [sys.executable, "-m", "pip", "--python", python, "--disable-pip-version-check", "-q"]
     versions = [f"alembic=={alembic}", f"sqlalchemy=={sqlalchemy}"]
-    subprocess.run([*pip, "install", *versions], check=True)
+    run(tmp_path, *pip, "install", *versions, HOME=os.environ["HOME"])
     old = Sandbox(tmp_path)
     install("shared", old.target, force=False)
     before = old.tree()
@@ -668,7 +562,10 @@ def test_killed_command_leaves_the_old_or_the_new_template(
     assert sandbox.tree() == original
 
 
-def test_commands_at_once_leave_whole_templates(sandbox: Sandbox, other_version: Path) -> None:
+@pytest.mark.parametrize("seed", range(3))
+def test_commands_at_once_leave_whole_templates(
+    sandbox: Sandbox, other_version: Path, seed: int
+) -> None:
     """Two versions installed and removed by many processes, some of them killed: one stays, whole."""
     original = sandbox.tree()
     killer = sandbox.folder / "killer"
@@ -686,34 +583,33 @@ def test_commands_at_once_leave_whole_templates(sandbox: Sandbox, other_version:
     for variables in (other, own):
         sandbox.command("install", "shared", **variables)
         whole.append(content())
-    chance = random.Random(0)
-    for _ in range(3):
-        started = []
-        for number in range(10):
-            verb = ("install", "install", "uninstall")[number % 3]
-            variables = {**sandbox.env, **(own if number % 2 else other)}
-            killed = number > 6
-            if killed:
-                variables["KILL_BEFORE"] = str(chance.randrange(1, 30))
-            script = sandbox.python.with_name("alembic-templates")
-            process = subprocess.Popen(
-                [sandbox.python, script, verb, "shared"],
-                env=variables,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            started.append((process, killed))
-        for process, killed in started:
-            error = process.communicate(timeout=120)[1]
-            assert error == ""
-            assert process.returncode == 0 or killed
-        assert content() in whole
-        sandbox.alembic("list_templates")
-        sandbox.command("list")
-        assert content() in whole
-        sandbox.command("install", "shared")
-        assert content() == whole[2]
+    chance = random.Random(seed)
+    started = []
+    for number in range(10):
+        verb = ("install", "install", "uninstall")[number % 3]
+        variables = {**sandbox.env, **(own if number % 2 else other)}
+        killed = number > 6
+        if killed:
+            variables["KILL_BEFORE"] = str(chance.randrange(1, 30))
+        script = sandbox.python.with_name("alembic-templates")
+        process = subprocess.Popen(
+            [sandbox.python, script, verb, "shared"],
+            env=variables,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        started.append((process, killed))
+    for process, killed in started:
+        error = process.communicate(timeout=120)[1]
+        assert error == ""
+        assert process.returncode == 0 or killed
+    assert content() in whole
+    sandbox.alembic("list_templates")
+    sandbox.command("list")
+    assert content() in whole
+    sandbox.command("install", "shared")
+    assert content() == whole[2]
     sandbox.command("uninstall")
     assert sandbox.tree() == original
 
@@ -856,9 +752,9 @@ def test_uninstall_of_an_unknown_name_removes_nothing(sandbox: Sandbox, name: st
     assert sandbox.tree() == before
 
 
-def test_path_is_absolute(sandbox: Sandbox) -> None:
+def test_path_is_absolute(program: Program) -> None:
     """The printed folder is absolute, and is the template's."""
-    printed = sandbox.command("path", "shared")
+    printed = program.command("path", "shared")
     assert printed == f"{SHARED}\n"
     assert SHARED.is_absolute()
 
@@ -994,21 +890,21 @@ def test_diff_is_one_that_patch_applies(
     ],
 )
 def test_diff_error_is_told_from_a_difference(
-    sandbox: Sandbox, args: tuple[str, ...], sentence: str
+    program: Program, args: tuple[str, ...], sentence: str
 ) -> None:
     """What cannot be compared is exit code 2."""
-    assert sandbox.refused("diff", *args, code=2) == sentence
+    assert program.refused("diff", *args, code=2) == sentence
 
 
-def test_version_is_that_of_the_package(sandbox: Sandbox) -> None:
+def test_version_is_that_of_the_package(program: Program) -> None:
     """The version comes from the package's metadata."""
     expected = f"alembic-templates {version('alembic-templates')}\n"
-    assert sandbox.command("--version") == expected
+    assert program.command("--version") == expected
 
 
-def test_help_has_a_working_example_of_each_verb(sandbox: Sandbox) -> None:
+def test_help_has_a_working_example_of_each_verb(program: Program) -> None:
     """The help ends with one example for each verb, which the command takes."""
-    printed = sandbox.command("--help")
+    printed = program.command("--help")
     examples = [
         shlex.split(line, comments=True)
         for line in printed.partition("examples:\n")[2].splitlines()
@@ -1019,9 +915,9 @@ def test_help_has_a_working_example_of_each_verb(sandbox: Sandbox) -> None:
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_help_of_a_verb_has_its_example(sandbox: Sandbox, verb: str) -> None:
+def test_help_of_a_verb_has_its_example(program: Program, verb: str) -> None:
     """The help of a verb ends with an example of it."""
-    *_, last = sandbox.command(verb, "--help", COLUMNS="200").splitlines()
+    *_, last = program.command(verb, "--help", COLUMNS="200").splitlines()
     assert last.startswith(f"example: alembic-templates {verb}")
 
 
@@ -1043,19 +939,19 @@ def test_help_of_a_verb_has_its_example(sandbox: Sandbox, verb: str) -> None:
         pytest.param(("path", "shared", "a=b"), id="answer-to-nothing"),
     ],
 )
-def test_usage_mistakes_are_exit_code_2(sandbox: Sandbox, args: tuple[str, ...]) -> None:
+def test_usage_mistakes_are_exit_code_2(program: Program, args: tuple[str, ...]) -> None:
     """A mistake in the usage shows the usage and is no failure of the command."""
-    script = sandbox.python.with_name("alembic-templates")
-    done = sandbox.run(sandbox.python, script, *args, code=2)
+    script = program.python.with_name("alembic-templates")
+    done = program.run(program.python, script, *args, code=2)
     assert done.stdout == ""
     assert done.stderr.startswith("usage: alembic-templates")
 
 
-def test_without_a_verb_all_verbs_are_shown(sandbox: Sandbox) -> None:
+def test_without_a_verb_all_verbs_are_shown(program: Program) -> None:
     """The command alone prints its help, as a mistake in the usage."""
-    script = sandbox.python.with_name("alembic-templates")
-    done = sandbox.run(sandbox.python, script, code=2)
-    assert done.stderr == sandbox.command("--help")
+    script = program.python.with_name("alembic-templates")
+    done = program.run(program.python, script, code=2)
+    assert done.stderr == program.command("--help")
     assert [
         verb for verb in VERBS if not re.search(rf"^ +{verb}\b", done.stderr, re.MULTILINE)
     ] == []
@@ -1094,8 +990,8 @@ def test_closed_pipe_is_no_error(sandbox: Sandbox, args: str) -> None:
 
 
 @pytest.mark.parametrize("verb", ["path", "try"])
-def test_unknown_template_is_one_sentence(sandbox: Sandbox, verb: str) -> None:
+def test_unknown_template_is_one_sentence(program: Program, verb: str) -> None:
     """An unknown name lists the known ones."""
-    assert sandbox.refused(verb, "nope") == (
+    assert program.refused(verb, "nope") == (
         f"There is no template 'nope': expected {', '.join(catalog())}."
     )

@@ -22,12 +22,10 @@ from xml.etree import ElementTree
 import pytest
 import yaml
 from conftest import ROOT, Project
+from sandboxes import Sandbox
 from sqlalchemy import URL
-from test_command import Sandbox, sandbox
 
 from alembic_templates._catalog import catalog, templates_folder
-
-__all__ = ["sandbox"]  # a fixture, which is asked for by its name
 
 DOCS = ROOT / "docs"
 CODE = DOCS / "code"
@@ -112,6 +110,7 @@ class Page(HTMLParser):
         self.feed(path.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Note anchors and links, and begin a block of code."""
         given = dict(attrs)
         self.ids.add(given.get("id") or "")
         self.links += [value for name in ("href", "src") if (value := given.get(name))]
@@ -121,10 +120,12 @@ class Page(HTMLParser):
             self._inside.append(given.get("class") or "")
 
     def handle_endtag(self, tag: str) -> None:
+        """Leave an element of a block."""
         if self._inside:
             self._inside.pop()
 
     def handle_data(self, data: str) -> None:
+        """Note what a block says, without the numbers of its lines."""
         if self._inside and "linenos" not in self._inside:
             self.code[-1] += data
 

@@ -16,12 +16,12 @@ from pathlib import Path
 
 import pytest
 from conftest import MODELS, SUPPORTED, Database, Project, as_fleet, kind_of, tree
-from test_command import NO_SPACE, UNPRIVILEGED, Sandbox, sandbox
+from processes import kept_environment
+from sandboxes import Sandbox
+from test_command import NO_SPACE, UNPRIVILEGED
 
 from alembic_templates import cli
 from alembic_templates._catalog import catalog, templates_folder
-
-__all__ = ["sandbox"]  # a fixture, which is asked for by its name
 
 # The module of each database, which the others can do without.
 MODULES = {
@@ -39,7 +39,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     folder = tmp_path / "project"
     folder.mkdir()
     monkeypatch.chdir(folder)
-    return Project(folder, {"HOME": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"})
+    own = {"HOME": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
+    return Project(folder, {**kept_environment(), **own})
 
 
 def call(*args: str, code: int = 0) -> tuple[str, str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT, Database, Project, copied
+from conftest import ROOT, Database, Project, original, render, without_traces
 
 from alembic_templates._lint import lint
 from alembic_templates._lint_rules import OWN, SQUAWK, is_constant, is_widened
@@ -267,16 +267,15 @@ IMPORTS = "from alembic import context, op\nfrom sqlalchemy.dialects import post
 
 
 @pytest.fixture(scope="module")
-def judged(
-    rendered: Project, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[str, set[str]]]:
+def judged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, set[str]]]:
     """What is found in a history of all unsafe and safe forms, by the name of the form."""
-    with pytest.MonkeyPatch.context() as patch:
-        for project in copied(rendered, tmp_path_factory.mktemp("forms"), patch):
-            project.set(sqlalchemy__url="postgresql://", target_metadata=None)
-            unsafe = {name: body for name, (body, _) in UNSAFE.items()}
-            in_a_row(project, {**unsafe, **SAFE})
-            yield found(project)
+    folder = tmp_path_factory.mktemp("forms")
+    with without_traces(folder):
+        project = render("shared", folder)
+        project.set(sqlalchemy__url="postgresql://", target_metadata=None)
+        unsafe = {name: body for name, (body, _) in UNSAFE.items()}
+        in_a_row(project, {**unsafe, **SAFE})
+        yield found(project)
 
 
 @pytest.mark.parametrize("form", [name for name, (_, rule) in UNSAFE.items() if rule])
@@ -708,9 +707,9 @@ def alembics_own(template: str, folder: Path, env: dict[str, str]) -> Project:
     return project
 
 
-def test_alembics_own_environment_is_linted(rendered: Project, tmp_path: Path) -> None:
+def test_alembics_own_environment_is_linted(tmp_path: Path) -> None:
     """It works with an env.py that is not of this project; without a URL it says what to give."""
-    project = alembics_own("generic", tmp_path / "generic", rendered.env)
+    project = alembics_own("generic", tmp_path / "generic", original("shared").env)
     project.revision("r1", "op.drop_column('users', 'x')")
     assert "ban-drop-column" in run_lint(project, "--url", "postgresql://me:p%40ss@host/x").stdout
     assert run_lint(project).stderr == (
@@ -720,9 +719,9 @@ def test_alembics_own_environment_is_linted(rendered: Project, tmp_path: Path) -
     ).replace("migrations/env.py", str(project.folder / "migrations" / "env.py"))
 
 
-def test_an_environment_for_several_databases_is_linted(rendered: Project, tmp_path: Path) -> None:
+def test_an_environment_for_several_databases_is_linted(tmp_path: Path) -> None:
     """Alembic's `multidb` has an upgrade for each database: those of PostgreSQL are looked at."""
-    project = alembics_own("multidb", tmp_path / "multidb", rendered.env)
+    project = alembics_own("multidb", tmp_path / "multidb", original("shared").env)
     project.set("engine1", sqlalchemy__url="postgresql://")
     project.set("engine2", sqlalchemy__url="sqlite://")
     path = project.revision("r1")
@@ -737,11 +736,9 @@ def test_an_environment_for_several_databases_is_linted(rendered: Project, tmp_p
     assert lines[-1] == "1 finding in 1 revision; on sqlite only the heads were looked at"
 
 
-def test_an_environment_with_tenants_of_its_own_has_each_finding_once(
-    rendered: Project, tmp_path: Path
-) -> None:
+def test_an_environment_with_tenants_of_its_own_has_each_finding_once(tmp_path: Path) -> None:
     """An env.py that runs the migrations again and again is no reason to repeat them."""
-    project = alembics_own("generic", tmp_path / "generic", rendered.env)
+    project = alembics_own("generic", tmp_path / "generic", original("shared").env)
     env = project.folder / "migrations" / "env.py"
     once = "    with context.begin_transaction():\n        context.run_migrations()\n"
     source = env.read_text()

@@ -27,16 +27,17 @@ TABLES = {"author", "book", "alembic_version"}
 
 def schema(database: Database) -> dict[str, object]:
     """What the database says of its tables."""
-    found = inspect(database.engine())
-    return {
-        table: (
-            [{key: str(value) for key, value in column.items()} for column in columns],
-            sorted(map(str, found.get_indexes(table))),
-            sorted(map(str, found.get_foreign_keys(table))),
-        )
-        for table in found.get_table_names()
-        for columns in [found.get_columns(table)]
-    }
+    with database.connect() as connection:
+        found = inspect(connection)
+        return {
+            table: (
+                [{key: str(value) for key, value in column.items()} for column in columns],
+                sorted(map(str, found.get_indexes(table))),
+                sorted(map(str, found.get_foreign_keys(table))),
+            )
+            for table in found.get_table_names()
+            for columns in [found.get_columns(table)]
+        }
 
 
 def run_script(database: Database, script: str) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, Database, Project, run
+from processes import kept_environment
 from sqlalchemy import text
 
 PIECES = ROOT / "docs" / "code" / "pieces"
@@ -34,7 +35,8 @@ def stock(folder: Path, template: str = "generic") -> Project:
     """Make a project with an env.py of Alembic's own."""
     folder.mkdir()
     run(folder, sys.executable, "-m", "alembic", "init", "-t", template, "migrations")
-    return Project(folder, {"PATH": "", "HOME": str(folder), "PYTHONDONTWRITEBYTECODE": "1"})
+    own = {"PATH": "", "HOME": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+    return Project(folder, {**kept_environment(), **own})
 
 
 def paste(project: Project, piece: str) -> None:

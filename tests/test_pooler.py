@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import threading
 import time
@@ -298,22 +297,11 @@ def test_tenant_whose_revision_fails(
 # One database
 
 
-@pytest.fixture(scope="session")
-def rendered_singles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Project]:
-    """The environments for one database as rendered once, for the tests to copy."""
-    folder = tmp_path_factory.mktemp("rendered_singles")
-    return {template: render(template, folder / template) for template in dict(SINGLE)}
-
-
 @pytest.fixture
-def single(
-    request: pytest.FixtureRequest, rendered_singles: dict[str, Project], tmp_path: Path
-) -> tuple[Project, str]:
+def single(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Project, str]:
     """A project of a template for one database, and a driver."""
     template, driver = request.param
-    source = rendered_singles[template]
-    project = Project(tmp_path / "single", {**source.env, "HOME": str(tmp_path)})
-    shutil.copytree(source.folder, project.folder)
+    project = render(template, tmp_path / "single")
     project.revision("r0", CREATE_VISIT, "op.drop_table('visit')")
     for number in range(1, 4):
         project.revision(f"r{number}", visit(number), down=f"r{number - 1}")

@@ -11,7 +11,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from conftest import ROOT, Database, run
+from conftest import ROOT, Database, environment_of_a_shell, run
 from test_packaging import copy_checkout
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -87,13 +87,7 @@ def test_first_steps_work_as_they_are_pasted(
 
 def paste_into_a_shell(folder: Path, text: str) -> subprocess.CompletedProcess[str]:
     """Run the lines in a shell whose python3 is this one; the first that fails ends it."""
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if name in {"HOME", "LANG", "LD_LIBRARY_PATH", "PYTHONPATH", "TMPDIR"}
-        or name.startswith(("PIP_", "SSL_", "REQUESTS_"))
-        or name.lower().endswith("_proxy")
-    }
+    kept = environment_of_a_shell("HOME", "PYTHONPATH")
     return subprocess.run(
         ["bash", "-ec", text],
         cwd=folder,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -14,7 +13,7 @@ import pytest
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
-from conftest import Database, Project
+from conftest import Database, Project, render
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import create_engine, inspect, text
@@ -583,7 +582,6 @@ def moved(project: Project, onto: str, head: str, first: str) -> tuple[object, .
 @settings(max_examples=EXAMPLES, deadline=None)
 @given(a=BRANCH, b=BRANCH, labelled=st.sampled_from(["a", "b", None]))
 def test_any_two_branches_become_one(
-    rendered: Project,
     a: list[tuple[str, Style]],
     b: list[tuple[str, Style]],
     labelled: str | None,
@@ -595,8 +593,7 @@ def test_any_two_branches_become_one(
     for onto, head, first in ((*heads, "b1"), (*heads[::-1], "a1")):
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch, "project")
-            shutil.copytree(rendered.folder, folder)
-            project = Project(folder)
+            project = render("shared", folder)
             project.set(target_metadata=None)
             write_branches(folder / "migrations" / "versions", {"a": a, "b": b}, labelled)
             results.append(moved(project, onto, head, first))

@@ -2,39 +2,88 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from collections import defaultdict
 from functools import cache
+from itertools import combinations
+from typing import NamedTuple
 
+import pytest
 from conftest import ROOT
-from selection import ELSEWHERE, KEPT, SAMPLED
+from selection import ELSEWHERE, KEPT, PAIRS, REPEATED, WHOLE
+
+# Prints the file, the test, the id, the values and whether plain tox leaves it out, of each cell.
+COLLECT = """
+import json, pytest, sys
+
+class Printer:
+    def pytest_collection_finish(self, session):
+        for item in session.items:
+            cell = getattr(item, "callspec", None)
+            values = {key: repr(value) for key, value in cell.params.items()} if cell else {}
+            left = item.get_closest_marker("full") is not None
+            name = getattr(item, "originalname", item.name)
+            print("CELL", json.dumps([item.path.name, name, cell and cell.id, values, left]))
+
+sys.exit(pytest.main(["--collect-only", "-qq", "tests"], plugins=[Printer()]))
+"""
+
+
+class Cell(NamedTuple):
+    """A test with one set of values."""
+
+    file: str
+    test: str
+    id: str | None
+    values: dict[str, str]
+    left: bool
 
 
 @cache
-def collected(expression: str) -> set[str]:
-    """Return the ids of the tests that an expression of markers selects."""
-    files = {f"tests/{name.partition('::')[0]}" for name in (*SAMPLED, *KEPT, *ELSEWHERE)}
-    args = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-m", expression]
-    done = subprocess.run(
-        [*args, *sorted(files)], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+def matrices() -> dict[str, list[Cell]]:
+    """Return the cells of each test, by its file and name."""
+    command = [sys.executable, "-c", COLLECT]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    return {line.removeprefix("tests/") for line in done.stdout.splitlines() if "::" in line}
+    found = defaultdict(list)
+    for line in done.stdout.splitlines():
+        if line.startswith("CELL "):
+            cell = Cell(*json.loads(line.removeprefix("CELL ")))
+            found[f"{cell.file}::{cell.test}"].append(cell)
+    return found
 
 
-def test_every_matrix_keeps_cells_and_leaves_some_out() -> None:
-    """Each test in the tables exists, and some of it is in plain `tox` and some in `full`."""
-    plain, full = ({name.partition("[")[0] for name in collected(m)} for m in ("not full", "full"))
-    assert {*SAMPLED, *KEPT} <= plain & full
-    assert set(ELSEWHERE) == {name.partition("::")[0] for name in full - plain}
+def met(cells: list[Cell], strength: int) -> set[tuple[tuple[str, str], ...]]:
+    """Return each combination of so many values that a cell has."""
+    return {
+        values
+        for cell in cells
+        for values in combinations(sorted(cell.values.items()), min(strength, len(cell.values)))
+    }
 
 
+@pytest.mark.xdist_group("matrices")
+def test_no_test_is_left_out() -> None:
+    """Each test has a cell in plain `tox`; what the tables name exists, and leaves something out."""
+    gone = [name for name, cells in matrices().items() if all(cell.left for cell in cells)]
+    assert {name if name in ELSEWHERE else name.partition("::")[0] for name in gone} == {*ELSEWHERE}
+    assert {cell.file for cells in matrices().values() for cell in cells} >= {*PAIRS, *WHOLE}
+    for name, ids in KEPT.items():
+        assert {cell.id for cell in matrices()[name] if not cell.left} == ids
+        assert any(cell.left for cell in matrices()[name])
+
+
+@pytest.mark.xdist_group("matrices")
 def test_each_value_of_a_matrix_stays_in_plain_tox() -> None:
-    """The cells that are left out have no value, or pair of values, that the others have not."""
-    name = "test_autogenerate_rules.py::test_views_are_left_alone"
-    plain, full = collected("not full"), collected("full")
-    ids = [cell.partition("[")[2].rstrip("]").split("-") for cell in plain if name in cell]
-    pairs = {(i, j, cell[i], cell[j]) for cell in ids for i in range(3) for j in range(i)}
-    left = [cell.partition("[")[2].rstrip("]").split("-") for cell in full if name in cell]
-    assert left
-    assert {(i, j, cell[i], cell[j]) for cell in left for i in range(3) for j in range(i)} <= pairs
+    """What is left out has no value, or pair of values, that plain `tox` has not."""
+    missing = []
+    for name, cells in matrices().items():
+        few = [cell for cell in cells if not any(each in (cell.id or "") for each in REPEATED)]
+        if name not in {*KEPT, *ELSEWHERE} and few and few[0].file not in {*ELSEWHERE, *WHOLE}:
+            strength = 2 if few[0].file in PAIRS else 1
+            if met(few, strength) != met([cell for cell in few if not cell.left], strength):
+                missing.append(name)
+    assert missing == []
+    assert not any(cell.left for name in WHOLE for cell in matrices()[f"{name}::test_round"])

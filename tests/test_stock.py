@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Database, Project, run
+from processes import kept_environment
 from sqlalchemy import text
 
 # As applications do it, since SQLite checks no foreign keys unless it is told to.
@@ -42,7 +43,8 @@ def stock(tmp_path: Path) -> Project:
     folder = tmp_path / "project"
     folder.mkdir()
     run(folder, sys.executable, "-m", "alembic", "init", "migrations")
-    return Project(folder, {"HOME": str(folder), "PYTHONDONTWRITEBYTECODE": "1"})
+    own = {"HOME": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+    return Project(folder, {**kept_environment(), **own})
 
 
 def test_table_is_half_made(stock: Project, sqlite: Database) -> None:
