@@ -13,7 +13,7 @@ import pytest
 from alembic import command
 from alembic.config import Config
 from conftest import ROOT, Database, Project, server_database, skip
-from sqlalchemy import Column, Integer, MetaData, Table, make_url
+from sqlalchemy import Column, Integer, MetaData, NullPool, Table, create_engine, make_url
 from sqlalchemy.exc import OperationalError
 
 # An application's own types: in a package, in one whose name a revision has for something else, and
@@ -226,7 +226,8 @@ def postgis() -> Iterator[Database]:
         raise
     if not found:
         skip(f"{server} has no PostGIS: install it, on Debian postgresql-VERSION-postgis-3.")
-    for database in server_database("postgresql", server, "DROP DATABASE {} WITH (FORCE)"):
+    engine = create_engine(server, isolation_level="AUTOCOMMIT", poolclass=NullPool)
+    for database in server_database("postgresql", engine, "DROP DATABASE {} WITH (FORCE)"):
         database.run("CREATE EXTENSION postgis")
         yield database
 
