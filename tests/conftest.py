@@ -66,6 +66,13 @@ CERTIFICATES = {name: os.environ[name] for name in ("SSL_CERT_FILE",) if name in
 os.environ["SSL_CERT_FILE"] = os.devnull
 
 
+def pytest_xdist_auto_num_workers() -> int | None:
+    """Run two processes on each core: a test waits for a server or a file half of its time."""
+    if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
+        return None
+    return 2 * (os.cpu_count() or 1)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Leave the cells of large matrices to `tox -e full`, and begin with what takes longest."""
     select(items)
