@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import sqlite3
 from contextlib import closing
-from importlib.util import find_spec
 from pathlib import Path
 
 import psycopg
 import pymysql
 import pytest
-from conftest import LEFT_BY_A_SCRIPT, ROOT, SUPPORTED, Database, as_fleet, kind_of, render
+from conftest import LEFT_BY_A_SCRIPT, SUPPORTED, Database, as_fleet, kind_of, render
 from pymysql.constants import CLIENT
 from sqlalchemy import inspect
-
-from alembic_templates._catalog import catalog
 
 TABLES = {"author", "book", "alembic_version"}
 
@@ -101,18 +98,3 @@ def test_round(template: str, driver: str, tmp_path: Path, request: pytest.Fixtu
     run_script(database, script)
     assert schema(database) == online
     assert database.versions() == version
-
-
-@pytest.mark.skipif(find_spec("greenlet") is None, reason="async drivers need greenlet")
-def test_readme_lists_the_templates_and_their_drivers() -> None:
-    """The table of the README is the one that these tests run."""
-    readme = (ROOT / "README.md").read_text()
-    everything = sorted({driver for drivers in SUPPORTED.values() for driver in drivers})
-    rows = {}
-    for line in readme.splitlines():
-        name, *cells = [cell.strip().strip("`") for cell in line.strip("|").split("|")]
-        if name in catalog():
-            listed = cells[-1]
-            rows[name] = everything if listed == "all of them" else sorted(listed.split(", "))
-    assert rows == {template: sorted(drivers) for template, drivers in SUPPORTED.items()}
-    assert set(SUPPORTED) == set(catalog())
