@@ -39,6 +39,16 @@ KEPT = {
     "test_command.py::test_commands_at_once_leave_whole_templates": {"0"},
     "test_command.py::test_old_alembic_is_refused_and_can_be_cleared": {"alembic"},
     "test_command.py::test_killed_command_leaves_the_old_or_the_new_template": {"replacement"},
+    "test_docs.py::test_what_a_page_says_to_run_works": {
+        "docs/fleets.md",
+        "docs/index.md",
+        "docs/install.md",
+        "docs/startup.md",
+        "docs/templates/asyncio.md",
+        "docs/templates/multitenant.md",
+        "docs/templates/shared.md",
+        "docs/templates/sync.md",
+    },
     "test_fleet_names.py::test_hundreds_of_hostile_names": {"postgresql-200", "mariadb-200"},
     "test_old_versions.py::test_versions_that_are_too_old_are_named_first": {
         "alembic-multitenant",
@@ -47,6 +57,12 @@ KEPT = {
         "sqlalchemy-shared",
     },
     "test_packaging.py::test_new_makes_the_same_project_however_it_is_installed": {"wheel"},
+    "test_pytest_alembic.py::test_built_in_and_experimental_tests_pass": {
+        "asyncio-postgresql+asyncpg",
+        "multitenant-postgresql+psycopg",
+        "shared-mysql+pymysql",
+        "sync-sqlite",
+    },
     "test_readme.py::test_first_steps_work_as_they_are_pasted": {"sqlite"},
     "test_scaffold.py::test_change_of_a_view_and_a_table": {"multitenant-mariadb"},
     "test_scaffold.py::test_project_passes_its_own_tests": {
@@ -76,7 +92,7 @@ ELSEWHERE = {
 }
 
 # Fixtures that take seconds to make and that several tests use.
-SHARED = ("browser", "machine", "site", "old", "type_cache")
+SHARED = ("browser", "machine", "site", "old", "type_cache", "counted")
 
 
 def arrange(items: list[pytest.Item]) -> None:

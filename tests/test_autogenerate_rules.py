@@ -260,7 +260,8 @@ def test_known_tables_are_still_compared(project: Project, database: Database) -
     Table("author", metadata, Column("id", Integer, primary_key=True))
     config = config_of(project, database, metadata, "keep_unknown_tables")
     code = generate(config, "a1")
-    assert "drop_column('author', 'name')" in code or "drop_column('name')" in code
+    batch = database.kind == "sqlite"
+    assert ("drop_column('name')" if batch else "drop_column('author', 'name')") in code
     command.upgrade(config, "head")
     columns = inspect(database.engine()).get_columns("author")
     assert [column["name"] for column in columns] == ["id"]

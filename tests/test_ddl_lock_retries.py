@@ -209,7 +209,10 @@ def test_a_run_ends_after_so_many_tries(project: Project, server: Database) -> N
         command.upgrade(config, "head")
     assert len(holder.warnings) == 2
     assert columns(server) == ["id"]
-    assert "alembic_version" not in server.tables() or server.versions() == set()
+    if server.kind == "mariadb":  # where DDL commits
+        assert server.versions() == set()
+    else:
+        assert server.tables() == {"busy"}
 
 
 def test_other_errors_are_not_tried_again(project: Project, server: Database) -> None:

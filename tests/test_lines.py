@@ -61,10 +61,10 @@ def script(folder: Path, *args: str, code: int = 0) -> str:
     return done.stdout + done.stderr
 
 
-@pytest.fixture
-def checkout(tmp_path: Path) -> Path:
-    """A copy of what the scripts look at, in which a test may write."""
-    copy = tmp_path / "checkout"
+@pytest.fixture(scope="session")
+def counted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of what the scripts look at, after a run of both."""
+    copy = tmp_path_factory.mktemp("counted")
     for name in ("scripts", "src", "templates"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
     (copy / "CHANGELOG.md").write_text("# Changelog\n\n## Unreleased\n\n## 0.1.0\n")
@@ -72,6 +72,12 @@ def checkout(tmp_path: Path) -> Path:
     script(copy, COPY)
     script(copy, COUNT, "--write")
     return copy
+
+
+@pytest.fixture
+def checkout(counted: Path, tmp_path: Path) -> Path:
+    """A copy of that, in which a test may write."""
+    return Path(shutil.copytree(counted, tmp_path / "checkout"))
 
 
 def numbers(checkout: Path, name: str) -> list[int]:

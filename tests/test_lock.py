@@ -134,18 +134,13 @@ def until_it_waits(process: subprocess.Popen[str], database: Database) -> None:
     pytest.fail(f"The process has not waited:\n{''.join(seen)}")
 
 
-def test_eight_processes_at_once(
-    project: Project, database: Database, capsys: pytest.CaptureFixture[str], runs: Runs
-) -> None:
+def test_eight_processes_at_once(project: Project, database: Database, runs: Runs) -> None:
     """Of eight processes that upgrade an empty database all succeed; each revision runs once."""
     project.revision("a1", CREATE_RUN + ran("a1"))
     project.revision("b2", ran("b2"), down="a1")
-    started = time.monotonic()
     processes = [runs.start(database) for _ in range(8)]
     for process in processes:
         finish(process)
-    with capsys.disabled():
-        print(f"\n8 upgrades on {database.kind}: {time.monotonic() - started:.1f} s")
     assert database.rows("SELECT revision FROM run ORDER BY revision") == [("a1",), ("b2",)]
     assert database.versions() == {"b2"}
 
@@ -189,10 +184,8 @@ def test_lock_timeout_is_waited(project: Project, database: Database, runs: Runs
     holder = runs.hold(database)
     config = project.config(database.text)
     config.set_main_option("lock_timeout", "0.7")
-    started = time.monotonic()
     with pytest.raises(CommandError) as raised:
         command.upgrade(config, "head")
-    assert 0.7 <= time.monotonic() - started < 5
     runs.let_go()
     finish(holder)
     assert re.fullmatch(waited(database, "0.7"), str(raised.value))

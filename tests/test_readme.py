@@ -11,8 +11,10 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from conftest import ROOT, Database, environment_of_a_shell, run
+from conftest import MATRIX, ROOT, Database, environment_of_a_shell, run
 from test_packaging import copy_checkout
+
+from alembic_templates._catalog import catalog
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SECTIONS = [
@@ -53,6 +55,19 @@ def test_the_two_commands_stand_there_to_the_letter() -> None:
         f"{start}. && .venv/bin/alembic-templates try shared",
         f"{start}tox && .venv/bin/tox",
     ]
+
+
+def test_readme_lists_the_templates_and_their_drivers() -> None:
+    """The table of the README is the one that tests/test_matrix.py runs."""
+    everything = sorted({driver for drivers in MATRIX.values() for driver in drivers})
+    rows = {}
+    for line in README.splitlines():
+        name, *cells = [cell.strip().strip("`") for cell in line.strip("|").split("|")]
+        if name in catalog():
+            listed = cells[-1]
+            rows[name] = everything if listed == "all of them" else sorted(listed.split(", "))
+    assert rows == {template: sorted(drivers) for template, drivers in MATRIX.items()}
+    assert set(MATRIX) == set(catalog())
 
 
 @pytest.mark.packaging
