@@ -174,6 +174,23 @@ def test_a_server_that_stays_down(fleet: Fleet, server: Server) -> None:
     assert finish(fleet.start(), 0) == "30 upgraded, 0 current, 0 failed"
 
 
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_stop_while_a_lock_is_waited_for(fleet: Fleet, jobs: int) -> None:
+    """SIGTERM ends the wait for another run, and the tenants that it has are left to it."""
+    held = fleet.tenants[:jobs]
+    fleet.list(held)
+    fleet.hold(*held)
+    first = fleet.start("-x", f"jobs={jobs}")
+    for tenant in held:
+        fleet.at(tenant)
+    second = fleet.start("-x", f"jobs={jobs}", "-x", "lock_timeout=600")
+    until_it_waits(second, jobs)
+    os.kill(second.pid, signal.SIGTERM)
+    assert finish(second, 143) == f"0 upgraded, 0 current, 0 failed, {jobs} left"
+    fleet.let_go()
+    assert finish(first, 0) == f"{jobs} upgraded, 0 current, 0 failed"
+
+
 def test_stop_while_a_server_is_waited_for(fleet: Fleet, server: Server) -> None:
     """SIGTERM ends the wait: the run ends within the grace period, and counts what is left."""
     fleet.hold(*fleet.tenants[:2])
