@@ -219,9 +219,9 @@ def drop_tenants(fleet: Fleet) -> None:
     fleet.state = None
 
 
-def settle(fleet: Fleet) -> None:
+def settle(engine: Engine) -> None:
     """Vacuum the catalogs and write everything out, so that a run does not pay for one before."""
-    with fleet.engine.connect() as connection:
+    with engine.connect() as connection:
         connection.execution_options(isolation_level="AUTOCOMMIT")
         catalogs = connection.exec_driver_sql(
             "SELECT oid::regclass::text FROM pg_class WHERE relkind = 'r' "
@@ -240,7 +240,7 @@ def bring_back(fleet: Fleet, tool: str, done: int) -> None:
             jobs = os.cpu_count() or 1
             timed(replay(fleet, render_sql(fleet, tool, 0, done), jobs), jobs)
         fleet.state = (tool, done)
-    settle(fleet)
+    settle(fleet.engine)
 
 
 def check(fleet: Fleet, tool: str, tenants: list[str]) -> None:
@@ -322,7 +322,7 @@ def idle(fleet: Fleet, count: int, rounds: int) -> Row:
         for tenant in names(count)
     ]
     execute(fleet.engine, statements, 200)
-    settle(fleet)
+    settle(fleet.engine)
     asked, upgrade = "alembic --help", "alembic upgrade head"
     processes = {
         asked: [alembic(fleet.folder / "multitenant", "--help")],
