@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import pwd
+import random
+import re
 import shutil
 import signal
 import socket
@@ -155,6 +157,78 @@ def test_restart_costs_the_tenants_in_progress(
     assert fleet.ran("tenant") == [(each,) for each in fleet.tenants]
 
 
+# How often a server restarts under a fleet of how many tenants.
+RESTARTS = int(os.environ.get("TEST_RESTARTS", "1"))
+TENANTS = int(os.environ.get("TEST_RESTART_TENANTS", "60"))
+
+# A revision that is half applied if one of its tables is there without the other.
+PAIR = """
+op.create_table('first_{0}', sa.Column('id', sa.Integer))
+op.execute("INSERT INTO public.done SELECT current_schema(), '{0}'")
+op.create_table('second_{0}', sa.Column('id', sa.Integer))
+"""
+# What a tenant has of a revision: its version, its tables, and how often it has run.
+STATE = """
+SELECT '{0}', (SELECT version_num FROM {0}.alembic_version),
+    (SELECT count(*) FROM pg_tables
+        WHERE schemaname = '{0}' AND tablename IN ('first_{1}', 'second_{1}')),
+    (SELECT count(*) FROM public.done WHERE tenant = '{0}' AND revision = '{1}')
+"""
+
+
+def state(fleet: Fleet, name: str) -> list[tuple[object, ...]]:
+    """Return what each tenant has of a revision."""
+    queries = (STATE.format(tenant, name) for tenant in fleet.tenants)
+    return fleet.database.rows(f"{' UNION ALL '.join(queries)} ORDER BY 1")
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("replay", ["false", "true"])
+def test_restarts_at_random_moments(server: Server, fleet_project: Project, replay: str) -> None:
+    """No tenant is half applied, the report is true, and the next run does what is left."""
+    database = server.database()
+    tenants = [f"t{number:04}" for number in range(TENANTS)]
+    fleet = Fleet(fleet_project, database, tenants)
+    fleet_project.set(
+        sqlalchemy__url=database.text, tenants=" ".join(tenants), replay=replay, jobs="2"
+    )
+    database.run(
+        "CREATE TABLE done (tenant text, revision text)",
+        *(f"CREATE SCHEMA {tenant}" for tenant in tenants),
+    )
+    before: str | None = None
+    for number in range(RESTARTS + 1):
+        name = f"r{number}"
+        fleet_project.revision(name, PAIR.format(name), down=before)
+        if number:
+            restart_in(fleet, server, name, random.randrange(TENANTS - 2))
+        assert finish(fleet.start(), 0).endswith(" 0 failed")
+        assert state(fleet, name) == [(each, name, 2, 1) for each in tenants]
+        before = name
+
+
+def restart_in(fleet: Fleet, server: Server, name: str, moment: int) -> None:
+    """Restart the server after so many tenants of a run, and compare what it says with the tables."""
+    command = fleet.start()
+    assert command.stderr is not None
+    seen = ""
+    while seen.count(": upgraded in ") < moment:
+        seen += command.stderr.readline()
+    server.stop()
+    server.start()
+    output, errors = command.communicate(timeout=300)
+    found = state(fleet, name)
+    assert {tuple(more) for _, *more in found} <= {(name, 2, 1), (f"r{int(name[1:]) - 1}", 0, 0)}
+    applied = {tenant for tenant, version, *_ in found if version == name}
+    done = set(re.findall(r"Tenant '(\w+)': upgraded in ", seen + errors))
+    failed = TENANTS - len(done)
+    assert output == f"{len(done)} upgraded, 0 current, {failed} failed\n", (moment, errors)
+    # The server may end after it has committed, and before it says so.
+    assert done <= applied
+    assert len(applied - done) <= failed <= 2
+    assert command.returncode == (1 if failed else 0)
+
+
 def test_a_server_that_stays_down(fleet: Fleet, server: Server) -> None:
     """After `lock_timeout` all its tenants have failed in one entry, and the next run does them."""
     held, *rest = fleet.tenants
@@ -172,6 +246,23 @@ def test_a_server_that_stays_down(fleet: Fleet, server: Server) -> None:
     assert f"29 tenants ({names}, …) failed: The server 127.0.0.1:{server.port} does not " in errors
     server.start()
     assert finish(fleet.start(), 0) == "30 upgraded, 0 current, 0 failed"
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_stop_while_a_lock_is_waited_for(fleet: Fleet, jobs: int) -> None:
+    """SIGTERM ends the wait for another run, and the tenants that it has are left to it."""
+    held = fleet.tenants[:jobs]
+    fleet.list(held)
+    fleet.hold(*held)
+    first = fleet.start("-x", f"jobs={jobs}")
+    for tenant in held:
+        fleet.at(tenant)
+    second = fleet.start("-x", f"jobs={jobs}", "-x", "lock_timeout=600")
+    until_it_waits(second, jobs)
+    os.kill(second.pid, signal.SIGTERM)
+    assert finish(second, 143) == f"0 upgraded, 0 current, 0 failed, {jobs} left"
+    fleet.let_go()
+    assert finish(first, 0) == f"{jobs} upgraded, 0 current, 0 failed"
 
 
 def test_stop_while_a_server_is_waited_for(fleet: Fleet, server: Server) -> None:

@@ -18,7 +18,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, NoReturn
 
@@ -69,7 +69,8 @@ class Run:
     transaction has to work; it is None if the run works in the schema that the
     connection has. `reads_only` says that the command does not migrate, and takes no
     lock. `has_callers_transaction` says that the caller has begun the transaction, and
-    will end it.
+    will end it. What is in `at_end` is called after the last revision, before its
+    transaction is committed.
     """
 
     connection: Connection
@@ -78,6 +79,7 @@ class Run:
     tenant: str | None
     reads_only: bool
     has_callers_transaction: bool
+    at_end: list[Callable[[], object]] = field(default_factory=list)
 
 
 @contextmanager

@@ -110,16 +110,14 @@ def retried(run: Run, retries: int, work: Callable[[], T]) -> T:
     """
     dialect = run.connection.dialect.name
     if run.settings.ddl_lock_timeout is None or dialect not in LOCK_TIMEOUT:
-        with run.migrations.begin_transaction():
-            return work()
+        return in_transaction(run, work)
     left = retries
     progress = Progress(run)
     with progress:
         while True:
             try:
-                transaction = run.migrations.begin_transaction()
-                with locking.cleaned_up(run.migrations), transaction:
-                    return work()
+                with locking.cleaned_up(run.migrations):
+                    return in_transaction(run, work)
             except Exception as error:
                 if not (left and progress.may_go_on(error)):
                     progress.drop_leftover()
@@ -130,6 +128,15 @@ def retried(run: Run, retries: int, work: Callable[[], T]) -> T:
                 log_retry(run, error, delay, left)
             left -= 1
             run.settings.sleep(delay)
+
+
+def in_transaction(run: Run, work: Callable[[], T]) -> T:
+    """Call `work` and what ends the run in one transaction; return the result."""
+    with run.migrations.begin_transaction():
+        result = work()
+        for action in run.at_end:
+            action()
+    return result
 
 
 class Progress:

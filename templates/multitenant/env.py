@@ -5,7 +5,6 @@ version table. What stands in Config.attributes["connection"] is the caller's.
 """
 
 import sys
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -49,7 +48,7 @@ from .fleet_script import script_of, tenants_of_script
 from .fleet_settings import FLEET_KEYS, FLEET_OPTIONS, read_fleet_settings
 from .metadata import autogenerate_hooks, find_metadata, require_models
 from .migration_lock import migration_lock, version_errors
-from .settings import read_settings, set_up_logging
+from .settings import Settings, read_settings, set_up_logging
 from .tenant_schemas import entered, without_schemas
 from .tenants import Tenant
 
@@ -84,18 +83,17 @@ def configure(dialect: str, schema: str | None = None, **target: Any) -> None:
     require_models(context.get_context(), settings)
 
 
-def run_tenant(connection: Connection, tenant: Tenant) -> str | None:
+def run_tenant(connection: Connection, tenant: Tenant, now: Settings) -> str | None:
     """Run the command on a tenant in its lock; return where it is now, as Fleet says."""
     applied: list[Any] = []
-    waiting = settings if tenant.is_last_try else replace(settings, lock_timeout=0.0)
-    with entered(connection, tenant, context.get_context(), settings):
+    with entered(connection, tenant, context.get_context(), now):
         note: Any = {"on_version_apply": lambda **step: applied.append(step)}
         configure(connection.dialect.name, tenant.schema, connection=connection, **note)
         migrations = context.get_context()
-        with migration_lock(connection, migrations, waiting, tenant.schema) as run:
+        with migration_lock(connection, migrations, now, tenant.schema) as run:
             # retried() begins the transaction, and a new one if a table was not free.
             work = partial(run_revisions, migrations, tenant)
-            target = retried(run, settings.ddl_lock_retries, work)
+            target = retried(run, now.ddl_lock_retries, work)
     if applied:
         target = " ".join(sorted(applied[-1]["heads"]))
     return "" if target is None and (tenant.is_missing or migrations.purge) else target

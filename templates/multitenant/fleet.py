@@ -32,6 +32,9 @@ log = logging.getLogger("alembic.env")
 
 T = TypeVar("T")
 
+# The function of env.py that runs the command on a tenant.
+RunTenant = Callable[[Connection, Tenant, Settings], str | None]
+
 # What an error says of a tenant that does not exist.
 MISSING = (
     "there is no schema or database of this name, correct it or create what is missing "
@@ -58,12 +61,22 @@ class Fleet:
     registry: URL | None
     has_own_urls: bool
     servers: Servers
-    run_tenant: Callable[[Connection, Tenant], str | None]
+    run_tenant: RunTenant
 
     @property
     def command(self) -> str | None:
         """The name of the command, None for a function of a program's own."""
         return command_of(self.settings, self.migrations)
+
+    def run(self, connection: Connection, tenant: Tenant) -> str | None:
+        """Run the command on a tenant; return what `run_tenant` does.
+
+        Before the last try it does not wait for another run that has the tenant.
+        """
+        timeout = self.settings.lock_timeout if tenant.is_last_try else 0.0
+        sleep = self.servers.sleep
+        now = replace(self.settings, lock_timeout=timeout, sleep=sleep)
+        return self.run_tenant(connection, tenant, now)
 
     def on_tenant(self, tenant: Tenant, work: Callable[[Connection], T]) -> T:
         """Call `work` with a connection to the database of a tenant.
@@ -129,7 +142,7 @@ def make_fleet(
     options: FleetSettings,
     migrations: MigrationContext,
     url: URL,
-    run_tenant: Callable[[Connection, Tenant], str | None],
+    run_tenant: RunTenant,
 ) -> Fleet:
     """Return the fleet of a URL, which may be that of the caller's connection.
 

@@ -46,7 +46,7 @@ def read(fleet: Fleet, connection: Connection | None) -> None:
             read_by_url(fleet, tenant)
         else:
             assert connection is not None
-            fleet.run_tenant(connection, tenant)
+            fleet.run(connection, tenant)
     if fleet.command == "check" and len(tenants) > 1:
         compare_versions(fleet, connection)
 
@@ -57,7 +57,7 @@ def read_by_url(fleet: Fleet, tenant: Tenant) -> None:
     An error of the database becomes a CommandError that names the tenant.
     """
     try:
-        fleet.on_tenant(tenant, lambda own: fleet.run_tenant(own, tenant))
+        fleet.on_tenant(tenant, lambda own: fleet.run(own, tenant))
     except DBAPIError as error:
         reason = describe_error(error)
         raise CommandError(f"Tenant {tenant.name!r} failed: {reason}.") from error

@@ -216,7 +216,7 @@ def serve_tenants(
 
 def run_by_url(fleet: Fleet, tenant: Tenant) -> str | None:
     """Run a tenant on a connection to its own database; return what run_tenant does."""
-    return fleet.on_tenant(tenant, lambda own: fleet.run_tenant(own, tenant))
+    return fleet.on_tenant(tenant, lambda own: fleet.run(own, tenant))
 
 
 def serve_on(
@@ -231,7 +231,7 @@ def serve_on(
     the next tenant gets a new one.
     """
     for tenant in tenants:
-        result = attempt(fleet, tenant, partial(fleet.run_tenant, connection))
+        result = attempt(fleet, tenant, partial(fleet.run, connection))
         # An open transaction would look to the next tenant like one of a caller.
         connection.rollback()
         if result.outcome == "failed":
@@ -267,10 +267,11 @@ def failed(
     fleet: Fleet, tenant: Tenant, error: BaseException, seconds: float = 0.0
 ) -> Result:
     """Return the result of a tenant that an error has ended."""
-    outcome = "failed"
-    if server_of(tenant.url or fleet.url) in fleet.servers.down:
+    outcome, servers = "failed", fleet.servers
+    is_left = not tenant.is_last_try or servers.stopped[0]
+    if server_of(tenant.url or fleet.url) in servers.down:
         outcome = "down"
-    elif isinstance(error, LockNotAvailable) and not tenant.is_last_try:
+    elif isinstance(error, LockNotAvailable) and is_left:
         outcome = "locked"
     dialect = (tenant.url or fleet.url).get_backend_name()
     commits, has_run = dialect in COMMITTING, tenant.script is not None
@@ -321,7 +322,7 @@ def run_on_callers(fleet: Fleet, connection: Connection) -> None:
                 )
             if fleet.options.given is not None:
                 require_leads_to(fleet, connection)
-            fleet.run_tenant(connection, Tenant("", is_last_try=True))
+            fleet.run(connection, Tenant("", is_last_try=True))
             return
         in_callers = connection.in_transaction()
         refuse_without_database(connection)
@@ -399,7 +400,7 @@ def run_callers_tenant(
     """
     if tenant.is_missing and not fleet.options.creates:
         raise CommandError(f"Tenant {tenant.name!r} failed: {MISSING}.")
-    return fleet.run_tenant(connection, tenant)
+    return fleet.run(connection, tenant)
 
 
 def refuse_without_database(connection: Connection) -> None:

@@ -78,13 +78,20 @@ class Servers:
                 if left <= 0:
                     self.down[server] = shown_server(url), reason
                     raise self.error(server) from error
-                if self.stopped[0]:
-                    raise LockNotAvailable("The run was stopped.") from error
             if not has_warned:
                 shown = shown_server(url)
                 log.warning("Waiting up to %g seconds for server %s.", limit, shown)
             has_warned = True
-            self.settings.sleep(min(0.2, left))
+            self.sleep(min(0.2, left))
+
+    def sleep(self, seconds: float) -> None:
+        """Sleep in a wait for a server, a lock or a table.
+
+        Raises LockNotAvailable if the run was stopped.
+        """
+        if self.stopped[0]:
+            raise LockNotAvailable("The run was stopped.")
+        self.settings.sleep(seconds)
 
     def error(self, server: str | None) -> CommandError:
         """Return the error for a server that is down."""

@@ -30,13 +30,6 @@ from .tenants import Tenant
 # server minutes to plan, and needs a lock for each table (max_locks_per_transaction).
 CHUNK = 200
 
-# The next tenant on the connection must not find what a revision has set on the
-# session. DISCARD ALL (PostgreSQL manual) would not do: it cannot be sent in a
-# transaction, and it drops the statements that a driver has prepared.
-NEW_SESSION = (
-    "DO 'BEGIN RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL; DISCARD TEMP; END'"
-)
-
 
 def quoted(dialect: Dialect, *names: str) -> str:
     """Return names as quoted identifiers of SQL, whatever characters they contain.
@@ -217,9 +210,6 @@ def entered(
     puts_back = settings.connection is not None or reads_only(migrations, settings)
     with default_schema(connection, tenant.schema, is_shared=puts_back):
         if connection.dialect.name == "postgresql":
-            if not puts_back:
-                send(connection, NEW_SESSION)
-                connection.commit()
             yield
         else:
             with used_database(connection, tenant, puts_back=puts_back):

@@ -25,6 +25,13 @@ from sqlalchemy.exc import DBAPIError
 from . import migration_lock as locking
 from .migration_lock import Run
 
+# The next tenant on a connection of ours must not find what a revision has set on the
+# session. DISCARD ALL (PostgreSQL manual) would not do: it cannot be sent in a
+# transaction, and it drops the statements that a driver has prepared.
+NEW_SESSION = (
+    "DO 'BEGIN RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL; DISCARD TEMP; END'"
+)
+
 # The key in Connection.info that keeps the answer of is_behind_pooler().
 BEHIND_POOLER = "alembic_behind_pooler"
 
@@ -45,6 +52,7 @@ def hold(run: Run) -> Iterator[None]:
             yield
             return
         lock.open()
+        run.at_end.append(lock.release)
         with lock.checked():
             yield
 
@@ -54,7 +62,9 @@ class PostgresqlLock:
 
     `settings` has these parameters and their values, and `before` the values that they
     had before; it is None until the lock is taken. `is_in_transaction` says that lock
-    and settings belong to a transaction, and not to the session. `key` is the number of
+    and settings belong to a transaction, and not to the session. `is_new` says that the
+    session is ours and serves one tenant after the other: it is reset before each, and
+    not put back. `is_held` says that the session has the lock. `key` is the number of
     the lock, and `table` names the version table for people.
     """
 
@@ -63,6 +73,9 @@ class PostgresqlLock:
         self.connection = run.connection
         self.settings = wanted_settings(run)
         self.is_in_transaction = False
+        is_ours = run.tenant is not None and run.settings.connection is None
+        self.is_new = is_ours and not run.reads_only
+        self.is_held = False
         self.before: dict[str, str] | None = None
         self.key = 0
         self.table = ""
@@ -110,31 +123,38 @@ class PostgresqlLock:
     def take(self) -> bool:
         """Try to take the lock and make the settings; return whether that worked.
 
-        It is one statement, so that a fleet sends one and not three for each tenant.
-        After a failure no transaction stays open: while this run waits, its snapshot
-        would stop the other one (see migration_lock.wait).
+        It is one statement, so that a fleet sends one and not three for each tenant,
+        and the revisions may follow in the same transaction. After a failure no
+        transaction stays open: while this run waits, its snapshot would stop the other
+        one (see migration_lock.wait).
         """
         parameters: dict[str, Any] = dict(self.settings)
         if not self.run.reads_only:
             parameters["lock_key"] = self.key
         try:
+            if self.is_new:
+                self.connection.exec_driver_sql(NEW_SESSION)
             row = self.connection.execute(text(self.statement()), parameters).one()
         except BaseException:
             if not self.is_in_transaction:  # the session may have the lock
                 locking.end_session(self.run)
             raise
-        taken = bool(row[0])
+        taken, may_go_on = bool(row[0]), bool(row[1])
         if taken:
-            self.before = dict(zip(self.settings, row[1:], strict=False))
-        if not (self.run.has_callers_transaction or (taken and self.is_in_transaction)):
+            self.before = dict(zip(self.settings, row[2:], strict=False))
+            self.is_held = not (self.run.reads_only or self.is_in_transaction)
+        goes_on = taken and (self.is_in_transaction or (self.is_held and may_go_on))
+        if not (self.run.has_callers_transaction or goes_on):
             self.connection.commit()
         return taken
 
     def statement(self) -> str:
         """Return the statement that takes the lock and then makes the settings.
 
-        Its row has whether the lock was taken, and the values of the settings before.
-        The functions are in the PostgreSQL manual under "System Administration
+        Its row has whether the lock was taken, whether revisions may follow in the same
+        transaction, and the values of the settings before. They may not if its snapshot
+        is older than the lock, if it began with what the session's last user has set,
+        or if a rollback before another try would undo the settings. The functions are in the PostgreSQL manual under "System Administration
         Functions". The key is a parameter, so that SQLAlchemy compiles the statement
         once for all tenants.
         """
@@ -143,7 +163,12 @@ class PostgresqlLock:
             name = "pg_try_advisory_xact_lock"
         lock = f"{name}(CAST(:lock_key AS bigint))"
         inner = ["true AS taken" if self.run.reads_only else f"{lock} AS taken"]
-        outer = ["taken", *self.settings]
+        may_go_on = (
+            "current_setting('transaction_isolation') = 'read committed' "
+            "AND current_setting('transaction_read_only') = 'off'"
+        )
+        is_tried_again = "lock_timeout" in self.settings
+        outer = ["taken", "false" if is_tried_again else may_go_on, *self.settings]
         for each in self.settings:
             inner.append(f"current_setting('{each}') AS {each}")
             outer.append(f"CASE WHEN taken THEN {self.set_config(each)} END")
@@ -190,6 +215,20 @@ class PostgresqlLock:
                 "stands before the server."
             )
 
+    def release(self) -> None:
+        """Let the lock end with the last transaction of the run.
+
+        The transaction takes it over from the session until it is committed. Thus a
+        fleet needs no transaction of its own for that. A lock that was not held any
+        more is logged.
+        """
+        if self.is_held and self.connection.in_transaction():
+            locks = f"pg_try_advisory_xact_lock({self.key})"
+            locks = f"{locks} AND pg_advisory_unlock({self.key})"
+            if not locking.scalar(self.connection, f"SELECT {locks}"):
+                locking.warn_of_lost_lock()
+            self.is_held = False
+
     def close(self) -> None:
         """Release the lock and put the settings back.
 
@@ -200,8 +239,8 @@ class PostgresqlLock:
         ends_by_itself = self.is_in_transaction and not run.has_callers_transaction
         if self.before is None or ends_by_itself:
             return
-        calls = [self.set_config(each) for each in self.before]
-        releases = not run.reads_only and not self.is_in_transaction
+        calls = [] if self.is_new else [self.set_config(each) for each in self.before]
+        releases = self.is_held
         if releases:
             calls.append("pg_advisory_unlock(CAST(:lock_key AS bigint))")
         if not calls:
