@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -90,10 +91,21 @@ def pytest_xdist_auto_num_workers() -> int | None:
     return 2 * (os.cpu_count() or 1)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave the cells of large matrices to `tox -e full`, and begin with what takes longest."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is missing in old versions, leave cells to `full`, and begin with the longest."""
+    newer = [item for item in items if any(not has(*m.args) for m in item.iter_markers("since"))]
+    config.hook.pytest_deselected(items=newer)
+    items[:] = [item for item in items if item not in newer]
     select(items)
     arrange(items)
+
+
+def has(package: str, wanted: str) -> bool:
+    """Tell whether a package is of a version or newer."""
+    installed, oldest = (
+        [int(number) for number in re.findall(r"\d+", each)] for each in (version(package), wanted)
+    )
+    return installed >= oldest
 
 
 def tree(folder: Path) -> dict[str, tuple[int, bytes | None]]:

@@ -77,7 +77,6 @@ KEPT = {
         "shared-sqlite",
         "sync-mariadb",
     },
-    "test_scaffold.py::test_readme_commands": {"multitenant-postgresql"},
     "test_scaffold.py::test_wheel_brings_its_migrations": {"asyncio-postgresql"},
 }
 # Each database keeps a sync and an async driver; cells of the others are in `full`, but for those of
@@ -85,6 +84,9 @@ KEPT = {
 REPEATED = ("psycopg_async", "aiomysql")
 # Tests that are in `full` as a whole, and why plain `tox` does without them.
 ELSEWHERE = {
+    "test_scaffold.py::test_readme_commands": (
+        "it installs all that a project is developed with; other tests do the same with the tests' Python"
+    ),
     "test_chooser.py::test_everything_with_nothing_but_what_is_shown": (
         "it downloads what test_readme.py does, and the commands that follow are tried by another test"
     ),

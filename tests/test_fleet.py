@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from inspect import signature
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -936,9 +935,7 @@ def test_current(fleet: Fleet) -> None:
     assert fleet.catalog() == before
 
 
-@pytest.mark.skipif(
-    "check_heads" not in signature(command.current).parameters, reason="new in Alembic 1.17.1"
-)
+@pytest.mark.since("alembic", "1.17.1")
 def test_current_checks_the_heads(fleet: Fleet) -> None:
     """`current --check-heads` fails as long as one tenant is behind."""
     a, b = fleet.names("a", "b")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import configparser
 import functools
-import inspect
 import itertools
 import json
 import os
@@ -25,10 +24,10 @@ from typing import Any
 import pytest
 import sqlalchemy
 import yaml
-from alembic.command import current
 from conftest import ROOT, Database, Project, run, tree
 from dotenv import dotenv_values
 from mako.template import Template
+from processes import kept_environment, run_python
 from pytest_cookies.plugin import Cookies
 from sqlalchemy import make_url
 
@@ -162,12 +161,8 @@ def upgrade() -> None:
     op.create_index("customer_name", "customer", ["name"])
 """
 
-SRC = {"PYTHONPATH": "src"}
-
-runs = pytest.mark.skipif(
-    "check_heads" not in inspect.signature(current).parameters,
-    reason="A scaffolded project needs Alembic 1.17.1.",
-)
+# A scaffolded project needs it.
+runs = pytest.mark.since("alembic", "1.17.1")
 
 
 def tool(folder: Path, *args: str | Path, **env: str) -> str:
@@ -469,9 +464,11 @@ def test_lint_finds_an_unsafe_revision(project: Path) -> None:
     assert re.search(hook["files"], name)
     (project / name).write_text(UNSAFE, encoding="utf-8")
     rule = "require-concurrent-index-creation"
-    found = run(project, sys.executable, "-m", *in_this_python(hook["entry"]), ok=False, **SRC)
+    found = run(
+        project, sys.executable, "-m", *in_this_python(hook["entry"]), ok=False, PYTHONPATH="src"
+    )
     assert found.startswith(f"{name}:9: {rule}: ")
-    found = run(project, sys.executable, "-m", *in_this_python(step), ok=False, **SRC)
+    found = run(project, sys.executable, "-m", *in_this_python(step), ok=False, PYTHONPATH="src")
     assert found.startswith(f"::error file={name},line=9,title={rule}::")
 
 
@@ -678,15 +675,8 @@ def command(project: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     def command(
         *args: str, code: int | None = 0, folder: Path = project, **env: str
     ) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [sys.executable, "-c", COMMAND, *args],
-            cwd=folder,
-            env={"PATH": os.environ["PATH"], "PYTHONPATH": str(project / "src"), **env},
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
+        own = {**kept_environment(), "PYTHONPATH": str(project / "src"), **env}
+        done = run_python(["-c", COMMAND, *args], folder, own)
         assert code in {done.returncode, None}, done.stdout + done.stderr
         return done
 
@@ -1031,7 +1021,7 @@ def test_change_of_a_view_and_a_table(
 ) -> None:
     """Autogenerate writes one revision that replaces the view and adds the column."""
     env = {"PYTHONPATH": "src", "DATABASE_URL": fresh.url_for(scaffold.driver)}
-    alembic = Project(project, {"PATH": os.environ["PATH"], "HOME": str(project), **env}).alembic
+    alembic = Project(project, {**kept_environment(), "HOME": str(project), **env}).alembic
     if tenant:
         alembic("--name", "shared", "upgrade", "head")
         run(project, sys.executable, "-c", COMMAND, "add-tenant", tenant, **env)

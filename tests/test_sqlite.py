@@ -12,7 +12,6 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-import sqlalchemy
 from alembic import command
 from alembic.util import CommandError
 from conftest import Database, Project
@@ -476,10 +475,7 @@ OLD_VIOLATIONS = [
         [("a", 98), ("b", 99)],
         COPY_PARENT + COPY_CHILD,
         id="without-rowid",
-        marks=pytest.mark.skipif(
-            sqlalchemy.__version__.startswith("2.0."),
-            reason="SQLAlchemy 2.0 does not reflect WITHOUT ROWID, so batch mode drops it",
-        ),
+        marks=pytest.mark.since("sqlalchemy", "2.1"),  # 2.0 does not reflect it
     ),
     pytest.param(
         [
