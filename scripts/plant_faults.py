@@ -28,16 +28,24 @@ ROOT = Path(__file__).resolve().parent.parent
 ORIGIN = ROOT / "templates" / "multitenant"
 # For each module, the tests that should find a fault in it, those of the promise first.
 TESTS = {
-    "migration_lock": ["lock", "sqlite", "connections", "settings", "fleet_urls"],
-    "postgresql_lock": ["lock", "pooler", "connections", "fleet"],
-    "mysql_lock": ["lock", "connections", "fleet", "pooler"],
+    "migration_lock": [
+        "lock",
+        "sqlite",
+        "connections",
+        "settings",
+        "fleet_urls",
+        "ddl_lock_retries",
+        "faults",
+    ],
+    "postgresql_lock": ["lock", "pooler", "connections", "fleet", "ddl_lock_retries", "faults"],
+    "mysql_lock": ["lock", "connections", "fleet", "pooler", "ddl_lock_retries", "faults"],
     "sqlite_transactions": ["sqlite", "lock", "connections", "faults"],
     "turns": ["commands", "lock"],
     "tenant_names": ["fleet_names", "fleet_urls", "fleet"],
-    "tenant_schemas": ["fleet", "fleet_names", "connections", "pooler"],
-    "settings": ["settings", "written", "logging", "fleet"],
+    "tenant_schemas": ["fleet", "fleet_names", "connections", "pooler", "faults"],
+    "settings": ["settings", "written", "logging", "ddl_lock_retries", "fleet"],
     "database_url": ["settings", "passwords", "written"],
-    "connections": ["connections", "settings", "written"],
+    "connections": ["connections", "settings", "written", "shape"],
     "metadata": ["settings", "written", "autogenerate_rules"],
 }
 OPPOSITE = {
@@ -53,7 +61,7 @@ OPPOSITE = {
     ast.IsNot: "is",
 }
 # Seconds after which a run has not come to an end, which is a way to find a fault, too.
-TIMEOUT = 900
+TIMEOUT = 1800
 
 
 @dataclass(frozen=True)
@@ -146,21 +154,18 @@ def finder(fault: Fault, folder: Path) -> str | None:
     for copy in copies:
         copy.write_bytes(after)
     try:
-        for name in TESTS[fault.module]:
-            if found := failed(folder, f"tests/test_{name}.py"):
-                return found
-        return None
+        return failed(folder, [f"tests/test_{name}.py" for name in TESTS[fault.module]])
     finally:
         for copy in copies:
             copy.write_bytes(before)
 
 
-def failed(folder: Path, file: str) -> str | None:
-    """Run a test file as plain tox does, and return its first test that fails."""
+def failed(folder: Path, files: list[str]) -> str | None:
+    """Run test files as plain tox does, and return their first test that fails."""
     options = ["-x", "-q", "-n", "2", "-p", "no:cacheprovider", "-m", "not full", "--tb=no"]
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "pytest", *options, file],
+            [sys.executable, "-m", "pytest", *options, *files],
             cwd=folder,
             env={**os.environ, "PYTHONPATH": str(folder / "src")},
             capture_output=True,
@@ -169,11 +174,11 @@ def failed(folder: Path, file: str) -> str | None:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return f"{file} (no end)"
+        return f"no end of {' '.join(files)}"
     if done.returncode == 0:
         return None
     lines = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
-    return lines[0].split()[1] if lines else f"{file} (exit code {done.returncode})"
+    return lines[0].split()[1] if lines else f"exit code {done.returncode} of {' '.join(files)}"
 
 
 def main() -> int:

@@ -411,6 +411,23 @@ def test_violation_made_by_a_revision_is_named(
     assert sqlite.rows("SELECT * FROM parent") == [(1, "a")]
 
 
+def test_violation_of_one_of_two_foreign_keys(project: Project, sqlite: Database) -> None:
+    """The columns and values are those of the foreign key that is broken, and of no other."""
+    sqlite.run(
+        "CREATE TABLE other (id INTEGER PRIMARY KEY)",
+        "CREATE TABLE parent (a INTEGER, b INTEGER, PRIMARY KEY (a, b))",
+        "CREATE TABLE child (a INTEGER, b INTEGER, other_id INTEGER REFERENCES other (id), "
+        "FOREIGN KEY (a, b) REFERENCES parent (a, b))",
+        "INSERT INTO other VALUES (3)",
+        "INSERT INTO parent VALUES (1, 2)",
+        "INSERT INTO child VALUES (1, 2, 3)",
+    )
+    project.revision("a1", "op.execute('DELETE FROM parent')")
+    with pytest.raises(CommandError, match="breaks foreign keys") as raised:
+        by_url(project, sqlite)
+    assert '("child" ("a", "b") = (1, 2) has no row in "parent") and' in str(raised.value)
+
+
 def test_many_violations_are_named_in_part(project: Project, sqlite: Database) -> None:
     """Of many violations five are named."""
     sqlite.run(
