@@ -108,6 +108,14 @@ def has(package: str, wanted: str) -> bool:
     return installed >= oldest
 
 
+def pytest_sessionfinish() -> None:
+    """Save what `tox -e coverage` has measured in this process, which xdist may kill when it ends."""
+    measured = sys.modules.get("coverage") and sys.modules["coverage"].Coverage.current()
+    if measured:
+        measured.stop()
+        measured.save()
+
+
 def tree(folder: Path) -> dict[str, tuple[int, bytes | None]]:
     """Return the permissions and the content of each file, and the permissions of each folder."""
     return {

@@ -142,6 +142,10 @@ COLUMNS = {
         Column("h", Text().with_variant(Document(), "postgresql")),
         """,
     ),
+    "elsewhere": (
+        "from myapp.postgresql import Document",
+        'Column("a", Text().with_variant(Document(), "postgresql")),',
+    ),
     "sqlmodel": (
         "from sqlmodel import AutoString\nfrom sqlalchemy import ARRAY",
         """
@@ -279,6 +283,7 @@ def columns(database: Database) -> list[tuple[object, ...]]:
         *(("own", kind) for kind in ("sqlite", "postgresql", "mariadb")),
         ("arrays", "postgresql"),
         ("subclasses", "postgresql"),
+        ("elsewhere", "sqlite"),
         ("pgvector", "postgresql"),
         *(("sqlmodel", kind) for kind in ("sqlite", "postgresql")),
         ("sqlalchemy-utils", "postgresql"),
