@@ -3,10 +3,10 @@
 A test with several parameters is a matrix, and nearly everything that can break shows in one value of
 one parameter. So plain `tox` keeps of each test the cells in which each value occurs, chosen so that
 values occur about equally often; the others get the marker `full`. Where two values together are the
-promise, each pair occurs: in the files of PAIRS. tests/test_matrix.py keeps its whole round. Of the
-tests in KEPT, whose cells take seconds each, the named ones stay. A test loses
-all of its cells in ELSEWHERE alone, which promises nothing of an environment. The choice follows from
-the order of the cells alone.
+promise, each pair occurs: in the files of PAIRS. In those of IN_TURN each test keeps one database, and
+tests/test_matrix.py keeps its whole round. Of the tests in KEPT, whose cells take seconds each, the
+named ones stay. A test loses all of its cells in ELSEWHERE alone, which promises nothing of an
+environment. The choice follows from the order of the cells alone.
 
 With `--dist loadgroup`, tests that share what takes long to make are run by the process that made it.
 """
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from itertools import combinations
+from itertools import combinations, count
 
 import pytest
 
@@ -26,6 +26,9 @@ PAIRS = {
     "test_pooler.py": "the guard of the session, in each template and mode of a pooler",
     "test_sqlite.py": "what is undone and kept, by each way to have transactions",
 }
+# The files of which a test stays with one database, the next test with the next, and why.
+IN_TURN = {"test_replaceable.py": "it is a module of the scaffold, and its tests do much the same"}
+DATABASES = {"sqlite", "postgresql", "mariadb"}
 # The files of which every cell stays, and why.
 WHOLE = {"test_matrix.py": "the round of each template with each of its drivers"}
 # The tests of which a few cells are enough, and the ids of those.
@@ -110,6 +113,7 @@ def arrange(items: list[pytest.Item]) -> None:
 def select(items: Iterable[pytest.Item]) -> None:
     """Mark the tests that plain `tox` leaves out."""
     matrices: dict[str, list[pytest.Function]] = {}
+    turn = count()
     for item in items:
         name = f"{item.path.name}::{getattr(item, 'originalname', item.name)}"
         if name in ELSEWHERE or item.path.name in ELSEWHERE:
@@ -124,6 +128,9 @@ def select(items: Iterable[pytest.Item]) -> None:
             few = [cell for cell in cells if not any(each in cell.name for each in REPEATED)]
             strength = 2 if cells[0].path.name in PAIRS else 1
             more = [cell for cell in cells if cell not in few] + left_out(few, strength)
+            if cells[0].path.name in IN_TURN and {cell.callspec.id for cell in cells} <= DATABASES:
+                kept = cells[next(turn) % len(cells)]
+                more = [cell for cell in cells if cell is not kept]
         for cell in more if len(more) < len(cells) else []:
             cell.add_marker(pytest.mark.full)
 
