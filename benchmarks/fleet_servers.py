@@ -21,7 +21,7 @@ import tempfile
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -67,10 +67,11 @@ async def forward(latency: float, path: str, seen: Path, *client: object) -> Non
 
     task = asyncio.create_task(back())
     first, messages = b"", 0
-    while message := await reader.read(65536):
-        first, messages = first or message, messages + 1
-        await asyncio.sleep(latency)
-        server.write(message)
+    with suppress(ConnectionResetError):  # the runner was killed
+        while message := await reader.read(65536):
+            first, messages = first or message, messages + 1
+            await asyncio.sleep(latency)
+            server.write(message)
     server.close()
     await task
     runner = re.findall(rb"application_name\0([^\0]*)", first)

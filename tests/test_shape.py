@@ -30,9 +30,9 @@ def change(path: Path, old: str, new: str) -> None:
 MISTAKES = {
     "function-of-another-module": (
         "postgresql_lock.py",
-        "locking.warn_of_lost_lock()",
-        "locking.warn_of_lost_locks()",
-        'has no attribute "warn_of_lost_locks"',
+        "locking.refuse_other_session()",
+        "locking.refuse_other_sessions()",
+        'has no attribute "refuse_other_sessions"',
     ),
     "attribute-of-settings": (
         "migration_lock.py",
