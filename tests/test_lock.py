@@ -825,6 +825,20 @@ def test_missing_schema_of_the_version_table_is_one_sentence(
     assert database.tables() == set()
 
 
+def test_rollback_of_a_revision_is_refused(project: Project, sync_database: Database) -> None:
+    """What a revision rolls back would be taken for done; a rollback to a savepoint is its own."""
+    sync_database.run("CREATE TABLE note (id INTEGER)")
+    add = "op.execute('INSERT INTO note VALUES (1)')\n"
+    project.revision("a1", "op.execute('SAVEPOINT a')\nop.execute('ROLLBACK TO SAVEPOINT a')")
+    project.revision("a2", add + "op.execute('rollback')\n" + add, down="a1")
+    config = project.config(sync_database.text)
+    command.upgrade(config, "a1")
+    with pytest.raises(CommandError, match="A revision sends ROLLBACK, after which the run"):
+        command.upgrade(config, "head")
+    assert sync_database.versions() == {"a1"}
+    assert sync_database.rows("SELECT * FROM note") == []
+
+
 def test_half_applied_revision_says_what_to_do(project: Project, mariadb: Database) -> None:
     """On MariaDB the error of a revision says what may have been committed, and how to go on."""
     project.revision("a1", CREATE_RUN + "op.execute('SELECT nothing')")

@@ -154,9 +154,9 @@ class PostgresqlLock:
         Its row has whether the lock was taken, whether revisions may follow in the same
         transaction, and the values of the settings before. They may not if its snapshot
         is older than the lock, if it began with what the session's last user has set,
-        or if a rollback before another try would undo the settings. The functions are in the PostgreSQL manual under "System Administration
-        Functions". The key is a parameter, so that SQLAlchemy compiles the statement
-        once for all tenants.
+        or if a rollback before another try would undo the settings. The functions are
+        in the PostgreSQL manual under "System Administration Functions". The key is a
+        parameter, so that SQLAlchemy compiles the statement once for all tenants.
         """
         name = "pg_try_advisory_lock"
         if self.is_in_transaction:

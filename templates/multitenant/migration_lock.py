@@ -37,6 +37,9 @@ log = logging.getLogger("alembic.env")
 # SQLAlchemy's event that comes before each statement.
 BEFORE_STATEMENT = "before_cursor_execute"
 
+# A statement that rolls back a transaction, and not to a savepoint in it.
+ROLLBACK = re.compile(r"(?i)\s*(ROLLBACK|ABORT)\b(?!.*\bTO\b)")
+
 # For each dialect of SQLAlchemy, the module whose function `hold` holds the lock.
 LOCKS = {
     "postgresql": "postgresql_lock",
@@ -117,7 +120,8 @@ def migration_lock(
     set_autocommit_block(run)
     with version_errors(migrations), cleaned_up(migrations), lock_of(run):
         require_schema(connection, settings.version_table_schema)
-        yield run
+        with listening(connection, BEFORE_STATEMENT, refuse_rollback):
+            yield run
 
 
 def reads_only(migrations: MigrationContext, settings: Settings) -> bool:
@@ -194,6 +198,19 @@ def version_errors(migrations: MigrationContext) -> Iterator[None]:
             "know: a newer deployment has migrated it, or the file was deleted; run "
             "the command from the code that has this revision."
         ) from error
+
+
+def refuse_rollback(_c: Connection, _u: Any, statement: str, *_more: Any) -> None:
+    """Raise CommandError for a revision that sends ROLLBACK.
+
+    It would undo what the run has done and set, on PostgreSQL the schema of a tenant
+    too, and the version would be written all the same.
+    """
+    if ROLLBACK.match(statement):
+        raise CommandError(
+            "A revision sends ROLLBACK, after which the run would go on as if nothing "
+            "were undone: raise an error in the revision to end the run."
+        )
 
 
 def revisions_in(error: BaseException) -> list[tuple[str, int]]:

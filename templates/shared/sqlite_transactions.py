@@ -204,7 +204,7 @@ class SqliteLock:
         if not self.file.is_taken_by_another():
             return True
         if not had_begun:
-            self.connection.exec_driver_sql("ROLLBACK")
+            driver_value(self.connection, "ROLLBACK")
         return False
 
     def check_foreign_keys(self, *_: Any) -> None:
