@@ -167,20 +167,33 @@ def scratch_database(server: URL) -> Iterator[tuple[URL, Engine]]:
             connection.exec_driver_sql(f"DROP DATABASE {name}{force}")
 
 
+def server_version(url: URL) -> str:
+    """Return the version of a PostgreSQL, MySQL or MariaDB server."""
+    with create_engine(url, poolclass=NullPool).connect() as connection:
+        return ".".join(map(str, connection.dialect.server_version_info or ()))
+
+
+def system() -> str:
+    """Return the name of the operating system, and the kind of machine that it is built for."""
+    try:
+        name = platform.freedesktop_os_release()["PRETTY_NAME"]
+    except (OSError, KeyError):
+        name = f"{platform.system()} {platform.release()}"
+    return f"{name}, {platform.machine()}"
+
+
 def machine(server: URL) -> dict[str, str]:
     """Return what the times are taken on: the processor, the system, and the versions."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    with create_engine(server, poolclass=NullPool).connect() as connection:
-        server_version = ".".join(map(str, connection.dialect.server_version_info or ()))
     return {
         "CPU": models[0] if models else platform.processor(),
         "CPUs": str(os.cpu_count()),
-        "OS": platform.platform(),
+        "OS": system(),
         "Python": platform.python_version(),
         "SQLite": sqlite3.sqlite_version,
-        "PostgreSQL": server_version,
+        "PostgreSQL": server_version(server),
         "alembic": version("alembic"),
         "sqlalchemy": version("sqlalchemy"),
     }

@@ -93,6 +93,9 @@ ELSEWHERE = {
     "test_chooser.py::test_everything_with_nothing_but_what_is_shown": (
         "it downloads what test_readme.py does, and the commands that follow are tried by another test"
     ),
+    "test_fleet_restart.py::test_restarts_at_random_moments": (
+        "the other tests of the file restart the server at moments that are chosen"
+    ),
     "test_benchmarks.py": "it measures for a minute, and promises nothing of an environment",
 }
 

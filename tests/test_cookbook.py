@@ -43,7 +43,7 @@ def rows() -> dict[str, tuple[list[str], list[str]]]:
             re.findall("`(.+?)`", files),
             re.findall("`(.+?)`", tests),
         )
-        for recipe, files, tests, _ in table
+        for recipe, files, tests in table
     }
 
 

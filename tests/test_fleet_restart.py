@@ -182,7 +182,6 @@ def state(fleet: Fleet, name: str) -> list[tuple[object, ...]]:
     return fleet.database.rows(f"{' UNION ALL '.join(queries)} ORDER BY 1")
 
 
-@pytest.mark.full
 @pytest.mark.parametrize("replay", ["false", "true"])
 def test_restarts_at_random_moments(server: Server, fleet_project: Project, replay: str) -> None:
     """No tenant is half applied, the report is true, and the next run does what is left."""
