@@ -104,7 +104,13 @@ def fleet_seconds() -> str:
     cases = fleet_rows()
     first = next(iter(cases.values()))
     psql = next(iter(first.values()))["against"]
-    rows = [[psql, *(f"{next(iter(ways.values()))['against_seconds']:.1f}" for ways in cases.values()), ""]]
+    rows = [
+        [
+            psql,
+            *(f"{next(iter(ways.values()))['against_seconds']:.1f}" for ways in cases.values()),
+            "",
+        ]
+    ]
     for way in first:
         seconds = [f"{ways[way]['seconds']:.1f}" for ways in cases.values()]
         rows.append([way, *seconds, f"{first[way]['cpu']:.0f}"])
