@@ -45,7 +45,7 @@ TESTS = {
     "tenant_schemas": ["fleet", "fleet_names", "connections", "pooler", "faults"],
     "settings": ["settings", "written", "logging", "ddl_lock_retries", "fleet"],
     "database_url": ["settings", "passwords", "written"],
-    "connections": ["connections", "settings", "written", "shape"],
+    "connections": ["connections", "settings", "written", "shape", "lock"],
     "metadata": ["settings", "written", "autogenerate_rules"],
 }
 OPPOSITE = {
