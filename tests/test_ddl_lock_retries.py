@@ -128,6 +128,27 @@ def test_a_run_goes_on_when_the_table_is_free(
         )
 
 
+@pytest.mark.parametrize("each", ["false", "true"], ids=["one-transaction", "a-transaction-each"])
+def test_a_commit_that_waits_is_tried_again(
+    each: str, project: Project, postgresql: Database
+) -> None:
+    """COMMIT waits for the row of a deferred key: the revision is not done, and the lock is held."""
+    database = with_busy(postgresql)
+    deferred = "INTEGER REFERENCES busy DEFERRABLE INITIALLY DEFERRED"
+    database.run("ALTER TABLE busy ADD PRIMARY KEY (id)", f"CREATE TABLE child (busy {deferred})")
+    project.revision("a1", "op.execute('INSERT INTO child VALUES (1)')")
+    config = config_of(project, database, transaction_per_migration=each)
+    with holder_of(database, until=2) as holder:
+        holder.connection.exec_driver_sql("SELECT * FROM busy FOR UPDATE").all()
+        locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'"
+        of_this = "database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+        holder.look = lambda: database.rows(f"{locks} AND {of_this}")
+        command.upgrade(config, "head")
+    assert holder.seen == [[(1,)], [(1,)]]
+    assert database.versions() == {"a1"}
+    assert database.rows("SELECT * FROM child") == [(1,)]
+
+
 @pytest.mark.parametrize(
     "driver",
     ["postgresql+psycopg", "postgresql+asyncpg", "mysql+pymysql", *OTHER_DRIVERS.values()],

@@ -329,6 +329,50 @@ def test_nothing_of_a_failed_tenant_meets_the_next(fleet: Fleet) -> None:
     assert fleet.catalog() == dict.fromkeys(names, ALL)
 
 
+@pytest.mark.parametrize(
+    ("undo", "error"),
+    [
+        ("op.get_bind().rollback()", ""),
+        ("op.get_bind().connection.rollback()", 'relation "author" does not exist'),
+        ("op.execute('SELECT 1; ROLLBACK')", 'relation "author" does not exist'),
+        ("op.execute('/* back */ -- to the start\\nROLLBACK')", "A revision sends ROLLBACK"),
+    ],
+    ids=["sqlalchemy", "driver", "second-statement", "comment"],
+)
+@pytest.mark.parametrize("replay", ["false", "true"])
+def test_no_rollback_leads_to_another_tenant(
+    schemas: Fleet, undo: str, error: str, replay: str
+) -> None:
+    """What follows a rollback stays in its tenant, or is an error, for the first and the next one."""
+    schemas.project.set(tenants="a b c", replay=replay)
+    schemas.upgrade("create=true")
+    schemas.database.run("CREATE TABLE author (id INTEGER, name TEXT)")
+    add = "op.execute(\"INSERT INTO author VALUES (7, 'new')\")"
+    condition = "if op.get_context().version_table_schema != 'b':"
+    rolled_back = f"{condition}\n    {undo}\n" if "get_bind" in undo else f"{undo}\n"
+    schemas.project.revision("c3", rolled_back + add, down="b2")
+    if error:
+        assert error in schemas.failing()[1]
+    else:
+        schemas.upgrade()
+    assert schemas.rows("public", "author") == []
+    done = ["a", "b", "c"] if not error else ["b"] if "get_bind" in undo else []
+    for name in "abc":
+        assert schemas.rows(name, "author", "id") == ([(7,)] if name in done else [])
+        assert schemas.versions(name) == {name: "c3" if name in done else "b2"}
+
+
+@pytest.mark.parametrize("replay", ["false", "true"])
+def test_a_rollback_at_the_end_is_not_taken_for_done(schemas: Fleet, replay: str) -> None:
+    """A rollback in the last statement of a revision leaves the version as it was."""
+    schemas.project.set(tenants="a b", replay=replay)
+    schemas.upgrade("create=true")
+    change = "op.execute('ALTER TABLE author ADD COLUMN more INTEGER; ROLLBACK')"
+    schemas.project.revision("c3", change, down="b2")
+    assert "A revision sends ROLLBACK" in schemas.failing()[1]
+    assert schemas.versions("a", "b") == {"a": "b2", "b": "b2"}
+
+
 def test_failure_in_a_program(fleet: Fleet) -> None:
     """A program gets a CommandError that names the tenant, and `alembic.op` holds no dead context."""
     a, b, c = fleet.names("a", "b", "c")

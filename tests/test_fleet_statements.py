@@ -24,7 +24,8 @@ def statements(server: Server) -> int:
     [
         ({}, BESIDE + 2),  # a revision sends its own statement, and its version
         ({"replay": "true"}, BESIDE + 1),  # both in one message
-        ({"ddl_lock_timeout": "5"}, BESIDE + 2 + 3),  # COMMIT, BEGIN, and the check of the lock
+        # COMMIT, BEGIN, and the check of the lock; then BEGIN and COMMIT of the release
+        ({"ddl_lock_timeout": "5"}, BESIDE + 2 + 5),
         ({"transaction_per_migration": "true"}, BESIDE + 2 + 2),  # BEGIN and COMMIT of the release
     ],
     ids=["plain", "replay", "ddl_lock_timeout", "transaction_per_migration"],

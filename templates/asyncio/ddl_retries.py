@@ -145,8 +145,9 @@ class Progress:
     `plan` has the steps of the command if they are known beforehand. `done` of them are
     committed, and with the next commit `applied` more will be. `is_dirty` says that the
     revision that runs has changed something, and `is_half_done` that a part of it is
-    committed that must not be sent again. `leftover` is the statement that drops an
-    index which PostgreSQL may have left unfinished.
+    committed that must not be sent again. While a COMMIT is under way, `undone` has
+    the values that `done` and `is_half_done` get back if it fails. `leftover` is the
+    statement that drops an index which PostgreSQL may have left unfinished.
     """
 
     def __init__(self, run: Run) -> None:
@@ -160,6 +161,7 @@ class Progress:
         self.applied = 0
         self.is_dirty = False
         self.is_half_done = False
+        self.undone: tuple[int, bool] | None = None
         self.leftover = ""
 
     def __enter__(self) -> None:
@@ -203,6 +205,7 @@ class Progress:
         It exists, is not valid, and would be an error, or with IF NOT EXISTS be taken
         for the index (PostgreSQL manual, "Building Indexes Concurrently").
         """
+        self.undone = None
         names = CONCURRENT_INDEX.match(sent)
         if not names or self.run.has_callers_transaction:
             return
@@ -237,7 +240,12 @@ class Progress:
         self.is_dirty = self.is_half_done = False
 
     def on_commit(self, _: Connection) -> None:
-        """Note that all so far is committed, such as by autocommit_block()."""
+        """Note that all so far is committed, such as by autocommit_block().
+
+        SQLAlchemy says so before it sends COMMIT, in which a deferred foreign key may
+        wait for a row in vain.
+        """
+        self.undone = self.done, self.is_half_done
         self.done += self.applied
         self.applied = 0
         self.is_half_done = self.is_half_done or self.is_dirty
@@ -256,6 +264,8 @@ class Progress:
         code, pattern = LOCK_TIMEOUT[self.dialect]
         if code not in codes_of(error) or not re.match(pattern, statement_of(error)):
             return False
+        if self.undone is not None:
+            self.done, self.is_half_done = self.undone
         reason = ""
         if self.run.has_callers_transaction:
             reason = "the caller has begun the transaction"

@@ -126,7 +126,11 @@ class Recording:
 
     def execute(self, construct: Any, *_options: Any, **_more: Any) -> None:
         """Take a statement before Alembic writes it, which would change its tabs."""
-        self.statements[-1].append(rendered(construct, self.dialect))
+        statement = rendered(construct, self.dialect)
+        # In one message with others, it would not be seen.
+        if found := re.search(r"(?i)\b(ROLLBACK|ABORT)\b", statement):
+            raise CommandError(f"it may send {found[0]}")
+        self.statements[-1].append(statement)
 
     def is_offline_mode(self) -> bool:
         """Answer a revision or a function that it calls, and note that it has asked."""

@@ -37,8 +37,12 @@ log = logging.getLogger("alembic.env")
 # SQLAlchemy's event that comes before each statement.
 BEFORE_STATEMENT = "before_cursor_execute"
 
-# A statement that rolls back a transaction, and not to a savepoint in it.
-ROLLBACK = re.compile(r"(?i)\s*(ROLLBACK|ABORT)\b(?!.*\bTO\b)")
+# A statement that rolls back a transaction, and not to a savepoint in it. A comment may
+# stand before it.
+ROLLBACK = re.compile(
+    r"(?is)(?:\s|--[^\n]*\n|/\*(?:[^*]|\*(?!/))*\*/)*(?:ROLLBACK|ABORT)\b"
+    r"(?!\s+(?:(?:WORK|TRANSACTION)\s+)?(?:TO|PREPARED)\b)"
+)
 
 # For each dialect of SQLAlchemy, the module whose function `hold` holds the lock.
 LOCKS = {
@@ -207,10 +211,15 @@ def refuse_rollback(_c: Connection, _u: Any, statement: str, *_more: Any) -> Non
     too, and the version would be written all the same.
     """
     if ROLLBACK.match(statement):
-        raise CommandError(
-            "A revision sends ROLLBACK, after which the run would go on as if nothing "
-            "were undone: raise an error in the revision to end the run."
-        )
+        refuse_rolled_back()
+
+
+def refuse_rolled_back() -> NoReturn:
+    """Raise CommandError for a revision that has rolled back or is about to do so."""
+    raise CommandError(
+        "A revision sends ROLLBACK, after which the run would go on as if nothing "
+        "were undone: raise an error in the revision to end the run."
+    )
 
 
 def revisions_in(error: BaseException) -> list[tuple[str, int]]:

@@ -32,6 +32,12 @@ NEW_SESSION = (
     "DO 'BEGIN RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL; DISCARD TEMP; END'"
 )
 
+# The search path of such a session between two tenants. No schema can have this name,
+# so that what follows a rollback in a revision cannot reach the tenant before.
+NOWHERE = "pg_no_tenant"
+IS_NOWHERE = f"current_setting('search_path') = '{NOWHERE}'"
+LEAVE = f"set_config('search_path', '{NOWHERE}', false)"
+
 # The key in Connection.info that keeps the answer of is_behind_pooler().
 BEHIND_POOLER = "alembic_behind_pooler"
 
@@ -52,7 +58,8 @@ def hold(run: Run) -> Iterator[None]:
             yield
             return
         lock.open()
-        run.at_end.append(lock.release)
+        if not lock.is_tried_again:
+            run.at_end.append(lock.release)
         with lock.checked():
             yield
 
@@ -64,8 +71,10 @@ class PostgresqlLock:
     had before; it is None until the lock is taken. `is_in_transaction` says that lock
     and settings belong to a transaction, and not to the session. `is_new` says that the
     session is ours and serves one tenant after the other: it is reset before each, and
-    not put back. `is_held` says that the session has the lock. `key` is the number of
-    the lock, and `table` names the version table for people.
+    not put back. `is_tried_again` says that a transaction may be rolled back and another
+    one begun, with the lock and the settings of the first. `is_held` says that the
+    session has the lock. `key` is the number of the lock, and `table` names the version
+    table for people.
     """
 
     def __init__(self, run: Run) -> None:
@@ -75,6 +84,7 @@ class PostgresqlLock:
         self.is_in_transaction = False
         is_ours = run.tenant is not None and run.settings.connection is None
         self.is_new = is_ours and not run.reads_only
+        self.is_tried_again = "lock_timeout" in self.settings
         self.is_held = False
         self.before: dict[str, str] | None = None
         self.key = 0
@@ -104,6 +114,10 @@ class PostgresqlLock:
             self.refuse_several_transactions(autocommits)
         if not run.has_callers_transaction:
             connection.rollback()
+        if self.is_new and not (self.is_in_transaction or NOWHERE in connection.info):
+            connection.exec_driver_sql(f"SET search_path TO {NOWHERE}")
+            connection.commit()
+            connection.info[NOWHERE] = True
         locking.wait(run, self.take, self.describe)
 
     def refuse_several_transactions(self, autocommits: bool) -> None:
@@ -145,7 +159,8 @@ class PostgresqlLock:
             self.is_held = not (self.run.reads_only or self.is_in_transaction)
         goes_on = taken and (self.is_in_transaction or (self.is_held and may_go_on))
         if not (self.run.has_callers_transaction or goes_on):
-            self.connection.commit()
+            end = self.connection.commit if taken else self.connection.rollback
+            end()
         return taken
 
     def statement(self) -> str:
@@ -154,9 +169,10 @@ class PostgresqlLock:
         Its row has whether the lock was taken, whether revisions may follow in the same
         transaction, and the values of the settings before. They may not if its snapshot
         is older than the lock, if it began with what the session's last user has set,
-        or if a rollback before another try would undo the settings. The functions are
-        in the PostgreSQL manual under "System Administration Functions". The key is a
-        parameter, so that SQLAlchemy compiles the statement once for all tenants.
+        or if a rollback would undo the settings, unless release() finds that. The
+        functions are in the PostgreSQL manual under "System Administration Functions".
+        The key is a parameter, so that SQLAlchemy compiles the statement once for all
+        tenants.
         """
         name = "pg_try_advisory_lock"
         if self.is_in_transaction:
@@ -167,8 +183,9 @@ class PostgresqlLock:
             "current_setting('transaction_isolation') = 'read committed' "
             "AND current_setting('transaction_read_only') = 'off'"
         )
-        is_tried_again = "lock_timeout" in self.settings
-        outer = ["taken", "false" if is_tried_again else may_go_on, *self.settings]
+        if self.is_tried_again or (self.settings and not self.is_new):
+            may_go_on = "false"
+        outer = ["taken", may_go_on, *self.settings]
         for each in self.settings:
             inner.append(f"current_setting('{each}') AS {each}")
             outer.append(f"CASE WHEN taken THEN {self.set_config(each)} END")
@@ -195,10 +212,16 @@ class PostgresqlLock:
     def check(self) -> None:
         """Raise CommandError if a later transaction of the run is in another session.
 
-        That one cannot take the lock, which belongs to the session that has it.
+        That one cannot take the lock, which belongs to the session that has it. What a
+        rollback in a revision has undone is set again.
         """
+        if self.run.reads_only:
+            return
         question = f"SELECT pg_try_advisory_xact_lock({self.key})"
-        if not (self.run.reads_only or locking.scalar(self.connection, question)):
+        if self.is_new and not self.is_tried_again:
+            again = self.set_config("search_path")
+            question += f", CASE WHEN {IS_NOWHERE} THEN {again} END"
+        if not self.connection.execute(text(question), self.settings).scalar():
             locking.refuse_other_session()
 
     def require_transaction(self, *_: Any) -> None:
@@ -220,14 +243,21 @@ class PostgresqlLock:
 
         The transaction takes it over from the session until it is committed. Thus a
         fleet needs no transaction of its own for that. A lock that was not held any
-        more is logged.
+        more is logged. Raises CommandError if a revision has undone the settings, by a
+        rollback that was not seen, such as one that the driver was told.
         """
         if self.is_held and self.connection.in_transaction():
             locks = f"pg_try_advisory_xact_lock({self.key})"
-            locks = f"{locks} AND pg_advisory_unlock({self.key})"
-            if not locking.scalar(self.connection, f"SELECT {locks}"):
-                locking.warn_of_lost_lock()
+            columns = [f"{locks} AND pg_advisory_unlock({self.key})"]
+            if self.is_new:
+                columns += [IS_NOWHERE, LEAVE]
+            query = f"SELECT {', '.join(columns)}"
+            row = self.connection.exec_driver_sql(query).one()
             self.is_held = False
+            if self.is_new and row[1]:
+                locking.refuse_rolled_back()
+            if not row[0]:
+                locking.warn_of_lost_lock()
 
     def close(self) -> None:
         """Release the lock and put the settings back.
@@ -242,6 +272,7 @@ class PostgresqlLock:
         calls = [] if self.is_new else [self.set_config(each) for each in self.before]
         releases = self.is_held
         if releases:
+            calls += [LEAVE] if self.is_new else []
             calls.append("pg_advisory_unlock(CAST(:lock_key AS bigint))")
         if not calls:
             return
