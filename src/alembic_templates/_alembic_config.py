@@ -1,8 +1,12 @@
-"""The Alembic configuration that a verb works on, which `--config` names."""
+"""The Alembic configuration that a verb works on, which `--config` names, and quiet runs of it."""
 
 from __future__ import annotations
 
+import logging
+import sys
 from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -25,3 +29,17 @@ def config_of(path: Path, **more: Any) -> Config:
         return Config(toml_file=path, **more)
     toml = path.with_name("pyproject.toml")
     return Config(path, toml_file=toml if toml.is_file() else None, **more)
+
+
+@contextmanager
+def quiet(level: int) -> Iterator[None]:
+    """Log nothing of a run up to a level, and keep what env.py and revisions print out of our output.
+
+    What they print goes to standard error.
+    """
+    logging.disable(level)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        logging.disable(logging.NOTSET)

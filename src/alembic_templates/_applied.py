@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import io
 import logging
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -21,6 +20,7 @@ from alembic.script.revision import ResolutionError
 from alembic.util import CommandError
 from sqlalchemy import Dialect, Engine, event
 
+from alembic_templates._alembic_config import quiet
 from alembic_templates.errors import TemplatesError
 
 # The name of each driver's argument for the seconds that a connection may take.
@@ -46,7 +46,7 @@ def applied_heads(config: Config) -> tuple[set[str], str | None]:
     printed = io.StringIO()
     config.stdout = printed
     try:
-        with _quiet(), _careful_connections():
+        with quiet(logging.CRITICAL), _careful_connections():
             command.current(config)
     except Exception as error:
         unknown = _unknown_revision(error)
@@ -104,14 +104,3 @@ def _file(name: str) -> Path | None:
     if name.startswith("file:"):
         name = unquote(name.removeprefix("file:").partition("?")[0])
     return None if name in {"", ":memory:"} else Path(name)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Log and print nothing of a run that its user did not ask for."""
-    logging.disable(logging.CRITICAL)
-    try:
-        with redirect_stdout(sys.stderr):
-            yield
-    finally:
-        logging.disable(logging.NOTSET)

@@ -12,7 +12,7 @@ import logging
 import re
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -26,6 +26,7 @@ from alembic.script import Script, ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
+from alembic_templates._alembic_config import quiet
 from alembic_templates._columns import Change, Columns
 from alembic_templates.errors import TemplatesError
 
@@ -113,7 +114,7 @@ def _run_env(config: Config, directory: ScriptDirectory, steps: Callable[..., An
     """Run env.py in offline mode, as `alembic upgrade heads --sql` does, with steps of our own."""
     try:
         with (
-            _quiet(),
+            quiet(logging.INFO),
             EnvironmentContext(
                 config,
                 directory,
@@ -316,17 +317,3 @@ def _env_error(error: BaseException, directory: ScriptDirectory) -> TemplatesErr
     if isinstance(error, CommandError):
         return TemplatesError(reason)
     return TemplatesError(f"{_env(directory)} fails in offline mode ({reason}): correct it.")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep what env.py and revisions print out of the findings, and log no line for each revision.
-
-    Their output goes to standard error.
-    """
-    logging.disable(logging.INFO)
-    try:
-        with redirect_stdout(sys.stderr):
-            yield
-    finally:
-        logging.disable(logging.NOTSET)
