@@ -19,7 +19,7 @@ import yaml
 from alembic import command
 from alembic.util import CommandError
 from conftest import ROOT, Database, Project
-from test_fleet_workers import WITHOUT
+from test_fleet_workers import WITHOUT, written_to
 from test_settings import with_x
 
 # A revision that fails in the tenants of a list.
@@ -232,16 +232,9 @@ def test_failures_on_a_terminal(files: Project, package: str, hidden: list[str])
         stderr=terminal,
     )
     os.close(terminal)
-    seen = b""
-    try:
-        while part := os.read(ours, 4096):
-            seen += part
-    except OSError:  # how Linux tells the end of a terminal
-        pass
-    os.close(ours)
+    shown = written_to(ours)
     output, _ = command.communicate()
     assert output == b"8 upgraded, 0 current, 2 failed\n"
-    shown = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", seen.decode())
     bar, _, end = shown.partition("ERROR [alembic.env]")
     assert len(re.findall(r"Tenant 't1' failed: ValueError: \[red\]bad\[/red\]", bar)) == 1
     assert "'t2'" not in bar

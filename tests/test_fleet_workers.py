@@ -570,6 +570,16 @@ runpy.run_module("alembic", run_name="__main__", alter_sys=True)
 """
 
 
+def written_to(terminal: int) -> str:
+    """Return what was written to a terminal until its end, without colours, and close our side."""
+    seen = b""
+    with suppress(OSError):  # how Linux tells the end of a terminal
+        while part := os.read(terminal, 4096):
+            seen += part
+    os.close(terminal)
+    return re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", seen.decode())
+
+
 @postgresql_only
 @pytest.mark.parametrize("jobs", [1, 2])
 @pytest.mark.parametrize(
@@ -600,14 +610,7 @@ def test_progress_on_a_terminal(
     )
     fleet.commands.append(command)
     os.close(terminal)
-    seen = b""
-    try:
-        while part := os.read(ours, 4096):
-            seen += part
-    except OSError:  # how Linux tells the end of a terminal
-        pass
-    os.close(ours)
-    written = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", seen.decode())
+    written = written_to(ours)
     assert finish(command, 0) == "4 upgraded, 0 current, 0 failed"
     assert re.search(shown, written), written
     assert "Tenant '" not in written

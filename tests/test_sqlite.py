@@ -48,33 +48,37 @@ def lines(*statements: str) -> str:
     return "\n".join(statement.strip("\n") for statement in statements)
 
 
-def application_engine(database: Database, pool_size: int = 1) -> Engine:
-    """Return an engine as SQLAlchemy's manual has it for SQLite: it sends BEGIN by itself."""
+def enforcing_engine(database: Database, pool_size: int = 1, **connect_args: object) -> Engine:
+    """Return an engine that enforces foreign keys, as applications do."""
     engine = create_engine(
-        database.url, poolclass=QueuePool, pool_size=pool_size, max_overflow=0, pool_timeout=1
+        database.url,
+        poolclass=QueuePool,
+        pool_size=pool_size,
+        max_overflow=0,
+        pool_timeout=1,
+        connect_args=connect_args,
     )
 
     @event.listens_for(engine, "connect")
     def connect(driver: sqlite3.Connection, _: object) -> None:
-        driver.isolation_level = None
         driver.execute("PRAGMA foreign_keys = ON")
-
-    @event.listens_for(engine, "begin")
-    def begin(connection) -> None:  # type: ignore[no-untyped-def]
-        connection.exec_driver_sql("BEGIN")
 
     return engine
 
 
-def enforcing_engine(database: Database) -> Engine:
-    """Return an engine of one connection that enforces foreign keys, as applications do."""
-    engine = create_engine(
-        database.url, poolclass=QueuePool, pool_size=1, max_overflow=0, pool_timeout=1
-    )
+def application_engine(
+    database: Database, pool_size: int = 1, statement: str = "BEGIN", **connect_args: object
+) -> Engine:
+    """Return an engine as SQLAlchemy's manual has it for SQLite: it sends BEGIN by itself."""
+    engine = enforcing_engine(database, pool_size, **connect_args)
 
     @event.listens_for(engine, "connect")
     def connect(driver: sqlite3.Connection, _: object) -> None:
-        driver.execute("PRAGMA foreign_keys = ON")
+        driver.isolation_level = None
+
+    @event.listens_for(engine, "begin")
+    def begin(connection) -> None:  # type: ignore[no-untyped-def]
+        connection.exec_driver_sql(statement)
 
     return engine
 
@@ -769,25 +773,7 @@ def test_memory_database_of_aiosqlite_on_a_shared_connection(project: Project) -
 
 def immediate_engine(database: Database) -> Engine:
     """Return an engine that enforces foreign keys and sends BEGIN IMMEDIATE by itself."""
-    engine = create_engine(
-        database.url,
-        poolclass=QueuePool,
-        pool_size=1,
-        max_overflow=0,
-        pool_timeout=1,
-        connect_args={"timeout": 0},
-    )
-
-    @event.listens_for(engine, "connect")
-    def connect(driver: sqlite3.Connection, _: object) -> None:
-        driver.isolation_level = None
-        driver.execute("PRAGMA foreign_keys = ON")
-
-    @event.listens_for(engine, "begin")
-    def begin(connection) -> None:  # type: ignore[no-untyped-def]
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-    return engine
+    return application_engine(database, statement="BEGIN IMMEDIATE", timeout=0)
 
 
 class EndWriter(logging.Handler):
