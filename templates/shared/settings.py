@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable
 from configparser import InterpolationError
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cache
 from logging.config import fileConfig
 from pathlib import Path
 from typing import Any
@@ -202,22 +203,26 @@ def check_options(config: Config, known: list[str], keys: list[str]) -> None:
                 f"effect: give it after -x, as in -x {name}=…, or give an option of "
                 "your own another name."
             )
-        close = get_close_matches(name.lower(), known, n=1, cutoff=0.85)
-        # An owner's own option may have the words of ours, such as my_lock_timeout.
-        if close and not (has_words(name, close[0]) or has_words(close[0], name)):
+        meant = misspelt(name, tuple(known))
+        if meant:
             raise CommandError(
                 f"Option {name} of section [{config.config_ini_section}] is unknown: "
-                f"did you mean {close[0]}? Correct it, or give an option of your own "
+                f"did you mean {meant}? Correct it, or give an option of your own "
                 "another name."
             )
 
 
-def has_words(text: str, part: str) -> bool:
-    """Tell whether `part` stands in `text` as whole words.
+@cache  # for a series of commands, which reads the same options again and again
+def misspelt(name: str, known: tuple[str, ...]) -> str | None:
+    """Return the one of `known` that an option is probably meant to be, or None.
 
-    A word ends where no letter follows, so that version_table2 has version_table in it.
+    An owner's own option may have the words of ours, such as my_lock_timeout.
     """
-    return re.search(rf"(?<![a-z]){re.escape(part)}(?![a-z])", text) is not None
+    close = get_close_matches(name.lower(), known, n=1, cutoff=0.85)
+    if not close:
+        return None
+    words, ours = (set(re.findall("[a-z]+", each)) for each in (name, close[0]))
+    return None if words <= ours or ours <= words else close[0]
 
 
 def options_set(config: Config) -> set[str]:

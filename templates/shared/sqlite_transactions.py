@@ -50,8 +50,7 @@ def hold(run: Run) -> Iterator[None]:
         held = lock.in_callers_transaction
     try:
         with held():
-            if runs_revisions(run):
-                lock.violations = foreign_key_violations(run.connection)
+            lock.count_before_revisions()
             lock.has_begun = True
             yield
     finally:
@@ -206,6 +205,27 @@ class SqliteLock:
         if not had_begun:
             driver_value(self.connection, "ROLLBACK")
         return False
+
+    def count_before_revisions(self) -> None:
+        """Count the broken foreign keys before the first revision runs.
+
+        If there is none to run, no row is read. Alembic begins each revision by
+        begin_transaction(_per_migration=True), which is replaced on the instance for
+        that. If it passed this another way, the tests of foreign keys would fail. For a
+        function that does the work itself, and gives no revisions, it counts at once.
+        """
+        migrations = self.run.migrations
+        opts, begin_transaction = migrations.opts, migrations.begin_transaction
+        if "destination_rev" not in opts or opts.get("dont_mutate"):
+            self.violations = foreign_key_violations(self.connection)
+            return
+
+        def count_and_begin(**for_a_revision: bool) -> Any:
+            if for_a_revision and self.violations is None:
+                self.violations = foreign_key_violations(self.connection)
+            return begin_transaction(**for_a_revision)
+
+        migrations.begin_transaction = count_and_begin  # type: ignore[method-assign, assignment]
 
     def check_foreign_keys(self, *_: Any) -> None:
         """Raise CommandError if a row has lost its parent since the run began.
@@ -376,18 +396,6 @@ def set_foreign_keys(connection: Connection, *, on: bool) -> None:
             f"Foreign keys could not be switched {state.lower()} on this connection: "
             "migrate on a connection without a transaction."
         )
-
-
-def runs_revisions(run: Run) -> bool:
-    """Tell whether the command has revisions to run.
-
-    If not, foreign keys need no check, which would read each row that has one.
-    """
-    migrations = run.migrations
-    opts = migrations.opts
-    if "destination_rev" not in opts or opts.get("dont_mutate"):
-        return True  # the function itself does the work, and must be called only once
-    return bool(list(opts["fn"](migrations.get_current_heads(), migrations)))
 
 
 def foreign_key_violations(connection: Connection) -> Counter[str]:
