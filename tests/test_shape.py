@@ -79,6 +79,7 @@ DELETABLE = {
     "sqlite_transactions": (["sqlite_transactions"], "postgresql+psycopg"),
     "postgresql_lock": (["postgresql_lock"], "sqlite"),
     "mysql_lock": (["mysql_lock"], "sqlite"),
+    "ddl_retries": (["ddl_retries"], "postgresql+psycopg"),
     "event_loop": (["event_loop"], "sqlite"),
     "autogenerate_rules": (["autogenerate_rules"], "sqlite"),
     "import_types": (["import_types"], "sqlite"),
@@ -143,6 +144,7 @@ NEEDS = {
     "sqlite_transactions": ("sqlite", "sqlite_transactions.py is not in this environment"),
     "postgresql_lock": ("postgresql+psycopg", "postgresql_lock.py is not in this environment"),
     "mysql_lock": ("mysql+pymysql", "mysql_lock.py is not in this environment"),
+    "ddl_retries": ("postgresql+psycopg", "ddl_retries.py is not in this environment"),
     "event_loop": ("sqlite+aiosqlite", "sqlite+aiosqlite:// has an async driver"),
     "autogenerate_rules": ("sqlite", "autogenerate_rules.py is not in this environment"),
     "import_types": ("sqlite", "import_types.py is not in this environment"),
@@ -159,6 +161,8 @@ def test_what_needs_a_deleted_file_says_so(
     database: Database = request.getfixturevalue(kind_of(driver))
     project = pruned("shared", tmp_path / "project", DELETABLE[what][0])
     project.revision("a1", CREATE)
+    if what == "ddl_retries":
+        project.set(ddl_lock_timeout="1")
     if what in {"autogenerate_rules", "import_types", "concurrent_indexes"}:
         project.set(autogenerate_rules="if_exists" if what == "autogenerate_rules" else what)
     done = project.alembic("-x", f"url={database.url_for(driver)}", "upgrade", "head", ok=False)

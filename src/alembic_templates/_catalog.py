@@ -14,12 +14,20 @@ from pathlib import Path
 
 from alembic_templates.errors import TemplatesError
 
-# By the database: the module that no other one needs, and the dialect+driver of a URL, sync and async.
+# By the database: the dialect+driver of a URL, sync and async.
 DATABASES = {
-    "sqlite": ("sqlite_transactions.py", "sqlite", "sqlite+aiosqlite"),
-    "postgresql": ("postgresql_lock.py", "postgresql+psycopg", "postgresql+asyncpg"),
-    "mysql": ("mysql_lock.py", "mysql+pymysql", "mysql+aiomysql"),
-    "mariadb": ("mysql_lock.py", "mysql+pymysql", "mysql+aiomysql"),
+    "sqlite": ("sqlite", "sqlite+aiosqlite"),
+    "postgresql": ("postgresql+psycopg", "postgresql+asyncpg"),
+    "mysql": ("mysql+pymysql", "mysql+aiomysql"),
+    "mariadb": ("mysql+pymysql", "mysql+aiomysql"),
+}
+# The modules that only some databases need, with these.
+NEEDED_BY = {
+    "sqlite_transactions.py": {"sqlite"},
+    "postgresql_lock.py": {"postgresql"},
+    "concurrent_indexes.py": {"postgresql"},
+    "mysql_lock.py": {"mysql", "mariadb"},
+    "ddl_retries.py": {"postgresql", "mysql", "mariadb"},
 }
 
 

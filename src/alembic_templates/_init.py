@@ -24,7 +24,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.util import CommandError
 
-from alembic_templates._catalog import DATABASES, Template, files
+from alembic_templates._catalog import DATABASES, NEEDED_BY, Template, files
 from alembic_templates.errors import TemplatesError
 
 if sys.version_info >= (3, 11):
@@ -239,8 +239,8 @@ def _append(path: Path, section: bytes, undo: ExitStack) -> None:
 
 def _is_unneeded(name: str, databases: Collection[str]) -> bool:
     """Tell whether a file of a template is for databases alone that were not named."""
-    users = {database for database, (module, *_) in DATABASES.items() if module == name}
-    return bool(databases and users and not users.intersection(databases))
+    users = NEEDED_BY.get(name)
+    return bool(databases and users and users.isdisjoint(databases))
 
 
 def _settings_to_toml(folder: Path) -> None:
@@ -261,8 +261,7 @@ def _next_steps(
     name: str, folder: Path, databases: Collection[str], *, pyproject: bool, is_kept: bool
 ) -> str:
     """Return the lines to set, as they are written in the file for them, and the next commands."""
-    _, *drivers = DATABASES[[*databases, "postgresql"][0]]
-    driver = drivers[name == "asyncio"]
+    driver = DATABASES[[*databases, "postgresql"][0]][name == "asyncio"]
     file = "{tenant}.db" if name == "multitenant" else "app.db"
     url = f"{driver}:///{file}" if "sqlite" in driver else f"{driver}://me@localhost/mydb"
     settings = {"sqlalchemy.url": url, "target_metadata": "myapp.models:Base.metadata"}

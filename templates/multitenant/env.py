@@ -28,8 +28,8 @@ if not hasattr(context.config, "get_alembic_option") or sqlalchemy.__version__ <
 if not __package__:
     here = Path(__file__).parent.resolve()
     __package__ = f"alembic environment {str(here).replace('.', '%2E')}"
-    names = {Path(__file__).parent.name, here.name}
-    for name in [each for each in [*sys.modules] if each.rpartition(".")[2] in names]:
+    names = Path(__file__).parent.name, here.name
+    for name in [each for each in [*sys.modules] if each.endswith(names)]:
         paths = getattr(sys.modules.get(name), "__path__", [])
         if [Path(path).resolve() for path in paths] == [here]:
             __package__ = name
@@ -41,13 +41,12 @@ if not __package__:
 from sqlalchemy import URL, Connection
 
 from .connections import dialect_errors, run_on
-from .ddl_retries import retried
 from .fleet import Fleet, fleet_url, make_fleet
 from .fleet_run import run_fleet, run_on_callers, run_revisions
 from .fleet_script import script_of, tenants_of_script
 from .fleet_settings import FLEET_KEYS, FLEET_OPTIONS, read_fleet_settings
 from .metadata import autogenerate_hooks, find_metadata, require_models
-from .migration_lock import migration_lock, version_errors
+from .migration_lock import in_transaction, migration_lock, version_errors
 from .settings import Settings, read_settings, set_up_logging
 from .tenant_schemas import entered, without_schemas
 from .tenants import Tenant
@@ -91,9 +90,8 @@ def run_tenant(connection: Connection, tenant: Tenant, now: Settings) -> str | N
         configure(connection.dialect.name, tenant.schema, connection=connection, **note)
         migrations = context.get_context()
         with migration_lock(connection, migrations, now, tenant.schema) as run:
-            # retried() begins the transaction, and a new one if a table was not free.
-            work = partial(run_revisions, migrations, tenant)
-            target = retried(run, now.ddl_lock_retries, work)
+            # A new transaction is begun if a table was not free in ddl_lock_timeout.
+            target = in_transaction(run, partial(run_revisions, migrations, tenant))
     if applied:
         target = " ".join(sorted(applied[-1]["heads"]))
     return "" if target is None and (tenant.is_missing or migrations.purge) else target

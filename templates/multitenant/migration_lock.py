@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from alembic import op
 from alembic.runtime.migration import MigrationContext
@@ -33,6 +33,8 @@ from .optional_files import is_here
 from .settings import Settings, command_of
 
 log = logging.getLogger("alembic.env")
+
+T = TypeVar("T")
 
 # SQLAlchemy's event that comes before each statement.
 BEFORE_STATEMENT = "before_cursor_execute"
@@ -220,6 +222,34 @@ def refuse_rolled_back() -> NoReturn:
         "A revision sends ROLLBACK, after which the run would go on as if nothing "
         "were undone: raise an error in the revision to end the run."
     )
+
+
+def in_transaction(run: Run, work: Callable[[], T]) -> T:
+    """Call `work` in a transaction, and again if a table is not free; return its result.
+
+    Tables are waited for in ddl_retries.py. Raises CommandError if ddl_lock_timeout is
+    set and that file has been deleted.
+    """
+    if run.settings.ddl_lock_timeout is None:
+        return in_one_transaction(run, work)
+    if not is_here("ddl_retries"):
+        raise CommandError(
+            "ddl_retries.py is not in this environment, and ddl_lock_timeout needs it: "
+            "take the setting away, or copy the file from the template."
+        )
+    from .ddl_retries import retried  # type: ignore[import,unused-ignore]
+
+    result: T = retried(run, work)
+    return result
+
+
+def in_one_transaction(run: Run, work: Callable[[], T]) -> T:
+    """Call `work` and what ends the run in one transaction; return the result."""
+    with run.migrations.begin_transaction():
+        result = work()
+        for action in run.at_end:
+            action()
+    return result
 
 
 def revisions_in(error: BaseException) -> list[tuple[str, int]]:

@@ -28,8 +28,8 @@ if not hasattr(context.config, "get_alembic_option") or sqlalchemy.__version__ <
 if not __package__:
     here = Path(__file__).parent.resolve()
     __package__ = f"alembic environment {str(here).replace('.', '%2E')}"
-    names = {Path(__file__).parent.name, here.name}
-    for name in [each for each in [*sys.modules] if each.rpartition(".")[2] in names]:
+    names = Path(__file__).parent.name, here.name
+    for name in [each for each in [*sys.modules] if each.endswith(names)]:
         paths = getattr(sys.modules.get(name), "__path__", [])
         if [Path(path).resolve() for path in paths] == [here]:
             __package__ = name
@@ -40,9 +40,8 @@ if not __package__:
 
 from .connections import dialect_errors, run_on, run_on_url, url_of
 from .database_url import database_url
-from .ddl_retries import retried
 from .metadata import autogenerate_hooks, find_metadata, require_models
-from .migration_lock import migration_lock, version_errors
+from .migration_lock import in_transaction, migration_lock, version_errors
 from .settings import read_settings, set_up_logging
 
 # Only the alembic command sets logging up: a program keeps the logging that it has.
@@ -81,8 +80,8 @@ def run_migrations(connection: sqlalchemy.Connection) -> None:
     # takes for one of the caller and does not commit.
     configure(connection.dialect.name, connection=connection)
     with migration_lock(connection, context.get_context(), settings) as run:
-        # retried() begins the transaction, and a new one if a table was not free.
-        retried(run, settings.ddl_lock_retries, context.run_migrations)
+        # A new transaction is begun if a table was not free in ddl_lock_timeout.
+        in_transaction(run, context.run_migrations)
 
 
 def run_migrations_offline() -> None:

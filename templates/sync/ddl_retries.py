@@ -9,6 +9,8 @@ has the table. (The Ruby gems strong_migrations and safe-pg-migrations do the sa
 A revision is run again only if nothing of it is committed that must not be sent twice;
 HARMLESS says what may. MySQL and MariaDB commit at each DDL statement: there, a
 revision usually gets no second try after its first DDL statement.
+
+An owner who sets no ddl_lock_timeout can delete this file.
 """
 
 import logging
@@ -16,18 +18,16 @@ import math
 import random
 import re
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from typing import Any
 
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection, event
 from sqlalchemy.exc import DBAPIError
 
 from . import migration_lock as locking
-from .migration_lock import Run
+from .migration_lock import Run, T
 
 log = logging.getLogger("alembic.env")
-
-T = TypeVar("T")
 
 # The error of each server for a lock that was not free in time: lock_not_available and
 # ER_LOCK_WAIT_TIMEOUT. A statement with NOWAIT gets it, too, and on MySQL and MariaDB
@@ -100,24 +100,23 @@ HOLDERS = {
 }
 
 
-def retried(run: Run, retries: int, work: Callable[[], T]) -> T:
+def retried(run: Run, work: Callable[[], T]) -> T:
     """Call `work` in a transaction, and again if a table is not free; return its result.
 
-    Raises the statement's error after `retries` more calls, and at once if a revision
-    is half committed. It calls `work` only once without ddl_lock_timeout, on a database
-    that has no such timeout, in a transaction of the caller, and behind a pooler, where
-    nothing holds the lock between two transactions.
+    Raises the statement's error after ddl_lock_retries more calls, and at once if a
+    revision is half committed. It calls `work` only once on a database that has no such
+    timeout, in a transaction of the caller, and behind a pooler, where nothing holds
+    the lock between two transactions.
     """
-    dialect = run.connection.dialect.name
-    if run.settings.ddl_lock_timeout is None or dialect not in LOCK_TIMEOUT:
-        return in_transaction(run, work)
-    left = retries
+    if run.connection.dialect.name not in LOCK_TIMEOUT:
+        return locking.in_one_transaction(run, work)
+    left = retries = run.settings.ddl_lock_retries
     progress = Progress(run)
     with progress:
         while True:
             try:
                 with locking.cleaned_up(run.migrations):
-                    return in_transaction(run, work)
+                    return locking.in_one_transaction(run, work)
             except Exception as error:
                 if not (left and progress.may_go_on(error)):
                     progress.drop_leftover()
@@ -128,15 +127,6 @@ def retried(run: Run, retries: int, work: Callable[[], T]) -> T:
                 log_retry(run, error, delay, left)
             left -= 1
             run.settings.sleep(delay)
-
-
-def in_transaction(run: Run, work: Callable[[], T]) -> T:
-    """Call `work` and what ends the run in one transaction; return the result."""
-    with run.migrations.begin_transaction():
-        result = work()
-        for action in run.at_end:
-            action()
-    return result
 
 
 class Progress:
