@@ -219,10 +219,17 @@ def misspelt(name: str, known: tuple[str, ...]) -> str | None:
     An owner's own option may have the words of ours, such as my_lock_timeout.
     """
     close = get_close_matches(name.lower(), known, n=1, cutoff=0.85)
-    if not close:
-        return None
-    words, ours = (set(re.findall("[a-z]+", each)) for each in (name, close[0]))
-    return None if words <= ours or ours <= words else close[0]
+    if close and not (has_words(name, close[0]) or has_words(close[0], name)):
+        return close[0]
+    return None
+
+
+def has_words(text: str, part: str) -> bool:
+    """Tell whether `part` stands in `text` as whole words.
+
+    A word ends where no letter follows, so that version_table2 has version_table in it.
+    """
+    return re.search(rf"(?<![a-z]){re.escape(part)}(?![a-z])", text) is not None
 
 
 def options_set(config: Config) -> set[str]:
