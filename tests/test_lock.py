@@ -825,17 +825,41 @@ def test_missing_schema_of_the_version_table_is_one_sentence(
     assert database.tables() == set()
 
 
-def test_rollback_of_a_revision_is_refused(project: Project, sync_database: Database) -> None:
-    """What a revision rolls back would be taken for done; a rollback to a savepoint is its own."""
+@pytest.mark.parametrize("is_callers", [False, True], ids=["own", "callers"])
+@pytest.mark.parametrize(
+    "undo",
+    [
+        "op.execute('rollback')",
+        "op.get_bind().rollback()",
+        "session = Session(op.get_bind())\nsession.connection()\nsession.rollback()",
+    ],
+    ids=["statement", "connection", "session"],
+)
+def test_rollback_of_a_revision_is_refused(
+    project: Project, sync_database: Database, undo: str, is_callers: bool
+) -> None:
+    """What a revision rolls back would be taken for done; savepoints and a Session are its own."""
+    said = "A revision rolls its transaction back, after"
+    if is_callers and sync_database.kind == "postgresql" and "get_bind" in undo:
+        said = "A revision has ended the transaction that it runs in"
     sync_database.run("CREATE TABLE note (id INTEGER)")
     add = "op.execute('INSERT INTO note VALUES (1)')\n"
+    nested = "with op.get_bind().begin_nested() as nested:\n    nested.rollback()\n"
     project.revision("a1", "op.execute('SAVEPOINT a')\nop.execute('ROLLBACK TO SAVEPOINT a')")
-    project.revision("a2", add + "op.execute('rollback')\n" + add, down="a1")
+    session = "from sqlalchemy.orm import Session\n"
+    own = "with Session(op.get_bind()) as own:\n    own.connection()\n    own.commit()\n"
+    project.revision("a2", session + nested + own, down="a1")
+    project.revision("a3", session + add + undo + "\n" + add, down="a2")
     config = project.config(sync_database.text)
-    command.upgrade(config, "a1")
-    with pytest.raises(CommandError, match="A revision sends ROLLBACK, after which the run"):
-        command.upgrade(config, "head")
-    assert sync_database.versions() == {"a1"}
+    command.upgrade(config, "a2")
+    with sync_database.engine().connect() as connection:
+        if is_callers:
+            connection.begin()
+        config = project.config(connection=connection)
+        with pytest.raises(CommandError, match=said):
+            command.upgrade(config, "head")
+        connection.rollback()
+    assert sync_database.versions() == {"a2"}
     assert sync_database.rows("SELECT * FROM note") == []
 
 

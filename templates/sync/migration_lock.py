@@ -19,6 +19,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import import_module
 from typing import Any, NoReturn, TypeVar
 
@@ -79,7 +80,7 @@ class Run:
     connection has. `reads_only` says that the command does not migrate, and takes no
     lock. `has_callers_transaction` says that the caller has begun the transaction, and
     will end it. What is in `at_end` is called after the last revision, before its
-    transaction is committed.
+    transaction is committed. `rolled_back` is not empty if a revision has rolled back.
     """
 
     connection: Connection
@@ -89,6 +90,7 @@ class Run:
     reads_only: bool
     has_callers_transaction: bool
     at_end: list[Callable[[], object]] = field(default_factory=list)
+    rolled_back: list[Connection] = field(default_factory=list)
 
 
 @contextmanager
@@ -124,9 +126,13 @@ def migration_lock(
         # Without this, Alembic creates its version table in an empty database.
         migrations.opts["dont_mutate"] = True
     set_autocommit_block(run)
+    migrations.on_version_apply_callbacks += (partial(require_no_rollback, run),)
     with version_errors(migrations), cleaned_up(migrations), lock_of(run):
         require_schema(connection, settings.version_table_schema)
-        with listening(connection, BEFORE_STATEMENT, refuse_rollback):
+        with (
+            listening(connection, BEFORE_STATEMENT, refuse_rollback),
+            listening(connection, "rollback", run.rolled_back.append),
+        ):
             yield run
 
 
@@ -216,11 +222,21 @@ def refuse_rollback(_c: Connection, _u: Any, statement: str, *_more: Any) -> Non
         refuse_rolled_back()
 
 
+def require_no_rollback(run: Run, **_: Any) -> None:
+    """Raise CommandError if a revision has rolled back, such as through SQLAlchemy.
+
+    Alembic calls it when a revision has ended, with the version that it has written.
+    """
+    if run.rolled_back:
+        refuse_rolled_back()
+
+
 def refuse_rolled_back() -> NoReturn:
     """Raise CommandError for a revision that has rolled back or is about to do so."""
     raise CommandError(
-        "A revision sends ROLLBACK, after which the run would go on as if nothing "
-        "were undone: raise an error in the revision to end the run."
+        "A revision rolls its transaction back, after which the run would go on as if "
+        "nothing were undone: raise an error to end the run, or try what may fail in "
+        "op.get_bind().begin_nested()."
     )
 
 
@@ -230,7 +246,7 @@ def in_transaction(run: Run, work: Callable[[], T]) -> T:
     Tables are waited for in ddl_retries.py. Raises CommandError if ddl_lock_timeout is
     set and that file has been deleted.
     """
-    if run.settings.ddl_lock_timeout is None:
+    if run.settings.ddl_lock_timeout is None or run.reads_only:
         return in_one_transaction(run, work)
     if not is_here("ddl_retries"):
         raise CommandError(
@@ -245,6 +261,7 @@ def in_transaction(run: Run, work: Callable[[], T]) -> T:
 
 def in_one_transaction(run: Run, work: Callable[[], T]) -> T:
     """Call `work` and what ends the run in one transaction; return the result."""
+    run.rolled_back.clear()  # of a wait for the lock, or of a try before
     with run.migrations.begin_transaction():
         result = work()
         for action in run.at_end:
