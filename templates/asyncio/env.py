@@ -51,8 +51,9 @@ set_up_logging(context.config)
 settings = read_settings(context.config)
 target_metadata = find_metadata(settings)
 hooks = autogenerate_hooks(settings, target_metadata)
-# Set a hook of your own here: hooks["include_object"] = include_object would replace
-# the rules skip_views and keep_unknown_tables, and "render_item" the rule import_types.
+# Set a hook of your own here, such as hooks["include_object"] = include_object. It takes
+# the place of the rules skip_views and keep_unknown_tables, and "render_item" that of
+# import_types: to keep a rule, call the function that was in hooks before.
 
 
 def configure(dialect: str, **target: Any) -> None:
@@ -64,7 +65,7 @@ def configure(dialect: str, **target: Any) -> None:
             version_table=settings.version_table,
             version_table_schema=settings.version_table_schema,
             transaction_per_migration=settings.transaction_per_migration,
-            # SQLite changes a table by copying it; our lock puts DDL into transactions.
+            # SQLite copies a table to change it, in transactions that we begin ourselves.
             render_as_batch=is_sqlite,
             transactional_ddl=is_sqlite or None,
             data=settings.data,

@@ -59,7 +59,7 @@ LOCKS = {
 class LockNotAvailable(CommandError):
     """Another process has had the lock for longer than this run may wait.
 
-    A fleet tells it from other errors: such a tenant is left to the other process.
+    A caller can tell it from other errors, and leave the work to the other process.
     """
 
 
@@ -139,8 +139,8 @@ def migration_lock(
 def reads_only(migrations: MigrationContext, settings: Settings) -> bool:
     """Tell whether the command runs no revision, such as current, check or revision.
 
-    Alembic gives a destination to the commands that migrate. A function of a program's
-    own takes the lock, unless the program says `dont_mutate` as `current` does.
+    Alembic gives a destination to the commands that migrate. A function that a program
+    runs by itself counts as migrating, unless it has set the option dont_mutate.
     """
     opts = migrations.opts
     is_alembics = command_of(settings, migrations) is not None

@@ -4,8 +4,8 @@
 alembic.ini (or under [tool.alembic] in pyproject.toml). env.py reads all of them once,
 before anything is connected, and passes the result on as one frozen value, so that a
 module says in its arguments what it depends on. A setting that is misspelt, unknown or
-of the wrong kind is an error here. Without that check, `-x tennant=acme downgrade base`
-would empty every tenant.
+of the wrong kind is an error here. Without that check, `-x ulr=… downgrade base` would
+empty another database than the one that was meant.
 
 To add a setting of your own: name it in KEYS or OPTIONS, add a field to Settings, and
 read it in read_settings().
