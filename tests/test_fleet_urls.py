@@ -90,6 +90,27 @@ def test_upgrade_and_downgrade(files: Project, driver: str, jobs: str, replay: s
     assert made(files) == {"ant.db", "bee.db"}
 
 
+@pytest.mark.parametrize("replay", ["false", "true"])
+def test_broken_foreign_key_is_named(files: Project, replay: str) -> None:
+    """A tenant whose rows lose their parents fails, also by a script, and keeps what it has."""
+    with_driver(files, "sqlite", "ant", "bee")
+    files.alembic("upgrade", "head")
+    for tenant in ("ant", "bee"):
+        at(files, tenant).run(
+            "CREATE TABLE parent (id INTEGER PRIMARY KEY)",
+            "CREATE TABLE child (id INTEGER REFERENCES parent (id))",
+            "INSERT INTO parent VALUES (1)",
+        )
+    at(files, "bee").run("INSERT INTO child VALUES (1)")
+    files.revision("c3", "op.execute('DELETE FROM parent')", down="b2")
+    done = files.alembic("-x", f"replay={replay}", "upgrade", "head", ok=False)
+    assert "The migration breaks foreign keys" in done.stdout + done.stderr
+    assert last(done.stdout) == "1 upgraded, 0 current, 1 failed"
+    assert at(files, "bee").versions() == {"b2"}
+    assert at(files, "bee").rows("SELECT * FROM parent") == [(1,)]
+    assert at(files, "ant").versions() == {"c3"}
+
+
 @SQLITE
 @pytest.mark.parametrize("replay", ["false", "true"])
 def test_missing_file(files: Project, driver: str, replay: str) -> None:

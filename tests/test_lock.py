@@ -8,6 +8,7 @@ import re
 import signal
 import sqlite3
 import subprocess
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -861,6 +862,36 @@ def test_rollback_of_a_revision_is_refused(
         connection.rollback()
     assert sync_database.versions() == {"a2"}
     assert sync_database.rows("SELECT * FROM note") == []
+
+
+@pytest.mark.parametrize(
+    "level", [None, "AUTOCOMMIT", "engine-AUTOCOMMIT"], ids=["plain", "autocommit", "engine"]
+)
+def test_rollback_that_undoes_nothing_of_the_run_is_accepted(
+    project: Project, sync_database: Database, level: str | None
+) -> None:
+    """A revision may roll back what it has begun after a commit of its own, and at AUTOCOMMIT."""
+    sync_database.run("CREATE TABLE note (id INTEGER)")
+    undo = """
+        bind = op.get_bind()
+        bind.commit()
+        with Session(bind) as session:
+            session.execute(sa.text("SELECT * FROM note"))
+        try:
+            with bind.begin():
+                op.execute("SELECT * FROM nowhere")
+        except sa.exc.DBAPIError:
+            op.execute("INSERT INTO note VALUES (1)")
+    """
+    project.revision("a1", "from sqlalchemy.orm import Session\n" + textwrap.dedent(undo))
+    options = {"isolation_level": "AUTOCOMMIT"} if level == "engine-AUTOCOMMIT" else {}
+    engine = create_engine(sync_database.url, poolclass=NullPool, **options)
+    with engine.connect() as connection:
+        if level == "AUTOCOMMIT":
+            connection.execution_options(isolation_level=level)
+        command.upgrade(project.config(connection=connection), "head")
+    assert sync_database.versions() == {"a1"}
+    assert sync_database.rows("SELECT * FROM note") == [(1,)]
 
 
 def test_half_applied_revision_says_what_to_do(project: Project, mariadb: Database) -> None:

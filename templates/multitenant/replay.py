@@ -308,10 +308,10 @@ def run_script(
         run_as_one(connection, "\n;\n".join(each for some in filled for each in some))
         return
     for statements in filled:
-        for statement in statements:
-            connection.exec_driver_sql(statement)
-        if connection.dialect.name != "sqlite":
-            connection.commit()
+        # As Alembic begins each revision, which sqlite_transactions.py waits for.
+        with migrations.begin_transaction(_per_migration=True):
+            for statement in statements:
+                connection.exec_driver_sql(statement)
 
 
 def run_as_one(connection: Connection, script: str) -> None:

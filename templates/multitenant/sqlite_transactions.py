@@ -211,8 +211,8 @@ class SqliteLock:
 
         If there is none to run, no row is read. Alembic begins each revision by
         begin_transaction(_per_migration=True), which is replaced on the instance for
-        that. If it passed this another way, the tests of foreign keys would fail. For a
-        function that does the work itself, and gives no revisions, it counts at once.
+        that. If it passed this another way, the tests of foreign keys would fail. What
+        gives Alembic no revisions, such as a function of a program, is counted at once.
         """
         migrations = self.run.migrations
         opts, begin_transaction = migrations.opts, migrations.begin_transaction

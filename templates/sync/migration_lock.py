@@ -80,7 +80,8 @@ class Run:
     connection has. `reads_only` says that the command does not migrate, and takes no
     lock. `has_callers_transaction` says that the caller has begun the transaction, and
     will end it. What is in `at_end` is called after the last revision, before its
-    transaction is committed. `rolled_back` is not empty if a revision has rolled back.
+    transaction is committed. `rolled_back` is not empty if a revision has rolled back
+    what the run has done.
     """
 
     connection: Connection
@@ -131,7 +132,7 @@ def migration_lock(
         require_schema(connection, settings.version_table_schema)
         with (
             listening(connection, BEFORE_STATEMENT, refuse_rollback),
-            listening(connection, "rollback", run.rolled_back.append),
+            listening(connection, "rollback", partial(note_rollback, run)),
         ):
             yield run
 
@@ -222,6 +223,23 @@ def refuse_rollback(_c: Connection, _u: Any, statement: str, *_more: Any) -> Non
         refuse_rolled_back()
 
 
+def note_rollback(run: Run, connection: Connection) -> None:
+    """Note that a revision rolls back what the run has done, through SQLAlchemy.
+
+    At AUTOCOMMIT nothing is undone; sqlite3 knows that of its own `in_transaction`. A
+    revision that has sent a commit may roll back what it has begun after that:
+    `_transaction` is private, and the one that Alembic has begun. If it were renamed,
+    the tests of a rollback would fail.
+    """
+    if connection.invalidated or commits_each_statement(connection):
+        return
+    driver = connection.connection.driver_connection
+    is_runs = connection.get_transaction() is run.migrations._transaction
+    is_runs = is_runs or run.has_callers_transaction
+    if is_runs and getattr(driver, "in_transaction", True):
+        run.rolled_back.append(connection)
+
+
 def require_no_rollback(run: Run, **_: Any) -> None:
     """Raise CommandError if a revision has rolled back, such as through SQLAlchemy.
 
@@ -261,7 +279,7 @@ def in_transaction(run: Run, work: Callable[[], T]) -> T:
 
 def in_one_transaction(run: Run, work: Callable[[], T]) -> T:
     """Call `work` and what ends the run in one transaction; return the result."""
-    run.rolled_back.clear()  # of a wait for the lock, or of a try before
+    run.rolled_back.clear()  # of a try before
     with run.migrations.begin_transaction():
         result = work()
         for action in run.at_end:
