@@ -1111,6 +1111,7 @@ item = op.create_table(
     sa.Column('author_id', sa.Integer, sa.ForeignKey('author.id')),
     sa.CheckConstraint("note <> '%'", name='ck_note'),
     sa.UniqueConstraint('id', 'day', name='uq_item'),
+    mysql_charset='utf8mb4', mariadb_charset='utf8mb4',  # the server's own may be latin1
 )
 import datetime as dt
 from decimal import Decimal
