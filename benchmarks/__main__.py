@@ -1,8 +1,8 @@
-"""Run the benchmarks, print tables of ratios, and write results.json and results.svg.
+"""Run the benchmarks, print their ratios, and write results.json.
 
     tox -e bench
     tox -e bench -- --quick --folder /tmp/results
-    tox -e bench -- --only startup,commands
+    tox -e bench -- --only startup commands
 
 Each ratio is against an alternative that took turns with it in the same run. PostgreSQL is that of
 TEST_POSTGRESQL_URL, else one is started from the PyPI wheel.
@@ -11,17 +11,16 @@ TEST_POSTGRESQL_URL, else one is started from the PyPI wheel.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from benchmarks import commands, fleet, startup
-from benchmarks.measure import Row, machine, postgresql, table, write_results
-from benchmarks.plot import write_plot
+from benchmarks.measure import Row, machine, postgresql, say
 
 NAMES = ["startup", "commands", "fleet"]
 
@@ -34,7 +33,7 @@ def arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--quick", action="store_true", help="small sizes: to see that it works, not to judge by")
     add("--folder", type=Path, default=Path(__file__).parent, help="of the results (%(default)s)")
-    add("--only", default=",".join(NAMES), help="names of them (%(default)s)")
+    add("--only", nargs="+", choices=NAMES, default=NAMES, help="names of them (all)")
     add("--rounds", type=int, help="how often each is run (startup 20, the others 3)")
     add("--tenants", type=int, default=500, help="of the fleet (%(default)s)")
     add("--idle-tenants", type=int, default=5000, help="those with nothing to do (%(default)s)")
@@ -42,9 +41,6 @@ def arguments() -> argparse.Namespace:
     given = parser.parse_args()
     if given.quick:
         given.rounds, given.tenants, given.idle_tenants, given.jobs = 1, 2, 2, 1
-    given.only = given.only.split(",")
-    if not set(given.only) <= set(NAMES):
-        parser.error(f"expected some of {', '.join(NAMES)}")
     return given
 
 
@@ -54,8 +50,8 @@ def main() -> None:
     given.folder.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("The benchmark was ended."))
     with postgresql() as server:
-        on = machine(server)
-        print("\n".join(f"{name}: {value}" for name, value in on.items()), flush=True)
+        found = {"machine": machine(server), "quick": given.quick, "benchmarks": {}}
+        print("\n".join(f"{name}: {value}" for name, value in found["machine"].items()), flush=True)
         files, count = ([3], 3) if given.quick else ([20, 200, 1000], 20)
         sizes = {name: getattr(given, name) for name in ("tenants", "idle_tenants", "jobs")}
         rounds = given.rounds or 3
@@ -64,15 +60,13 @@ def main() -> None:
             "commands": partial(commands.run, files=files, commands=count, rounds=rounds),
             "fleet": partial(fleet.run, server, rounds=rounds, **sizes),
         }
-        results: dict[str, list[Row]] = {}
         for name in given.only:
-            results[name] = every[name]()
-            if given.quick:  # the goals are for the sizes of a whole run
-                results[name] = [replace(row, goal="", met=None) for row in results[name]]
-            print(table(results[name]), flush=True)
+            rows = found["benchmarks"][name] = every[name]()
+            for row in rows:
+                say(row)
             # After each of them, so that a run that is ended leaves what it has found.
-            write_results(given.folder / "results.json", on, results, quick=given.quick)
-            write_plot(given.folder / "results.svg", results)
+            text = json.dumps(found, indent=1)
+            (given.folder / "results.json").write_text(f"{text}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

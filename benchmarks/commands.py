@@ -21,24 +21,27 @@ from alembic.config import Config
 from sqlalchemy import create_engine
 
 from alembic_templates._catalog import find
-from benchmarks.measure import Row, alembic, interleave, progress, timed
+from benchmarks.measure import Row, alembic, compare, interleave, progress, timed
 from benchmarks.projects import render, write_revision
 
 
 def run(*, files: list[int], commands: int, rounds: int) -> list[Row]:
     """Return the rows of a series of commands, for each of some numbers of revision files."""
+    ways = {
+        "Migrations": by_migrations,
+        "alembic.command": by_command,
+        "processes": by_processes,
+    }
     rows = []
     for number in files:
         progress(f"commands, {number} revision files")
         with tempfile.TemporaryDirectory() as name:
             names = prepare(Path(name), number)[:commands]
-            ways = {way: partial(series, Path(name), names) for way, series in WAYS.items()}
-            seconds = interleave(ways, rounds)
+            found = interleave(
+                {way: partial(series, Path(name), names) for way, series in ways.items()}, rounds
+            )
         case = f"{commands} upgrades, {number} revision files"
-        rows += [
-            Row(case, "Migrations", way, seconds["Migrations"], seconds[way])
-            for way in ("alembic.command", "processes")
-        ]
+        rows += [compare(found, case, "Migrations", way) for way in [*ways][1:]]
     return rows
 
 
@@ -86,10 +89,3 @@ def by_processes(folder: Path, names: list[str]) -> float:
     """Return the seconds of upgrades by a process each."""
     url = f"url={new_url(folder)}"
     return sum(timed(alembic(folder, "-x", url, "upgrade", name)) for name in names)
-
-
-WAYS = {
-    "Migrations": by_migrations,
-    "alembic.command": by_command,
-    "processes": by_processes,
-}

@@ -13,13 +13,13 @@ import argparse
 import random
 import tempfile
 import threading
-from contextlib import ExitStack
+from contextlib import nullcontext
 from pathlib import Path
 from time import perf_counter, sleep
 
-from sqlalchemy import URL, Engine, create_engine, make_url
+from sqlalchemy import URL, Engine, make_url
 
-from alembic_templates._catalog import templates_folder
+from alembic_templates._catalog import find
 from benchmarks.measure import alembic, postgresql, scratch_database
 from benchmarks.projects import render, write_revision
 
@@ -68,28 +68,27 @@ class Application:
             thread.join()
 
 
-def upgrade(folder: Path, url: URL, engine: Engine, way: str) -> tuple[bool, float, list[float]]:
+def upgrade(server: URL, way: str) -> tuple[bool, float, list[float]]:
     """Upgrade beside the application; return whether it ended, the seconds and each write's wait."""
-    with engine.connect() as connection:
-        for statement in ("DROP TABLE IF EXISTS busy", "DROP TABLE IF EXISTS alembic_version"):
-            connection.exec_driver_sql(statement)
-        connection.exec_driver_sql("CREATE TABLE busy (id INTEGER)")
-        connection.commit()
-    options = {"sqlalchemy__url": url.render_as_string(hide_password=False), **WAYS[way]}
-    render(folder, str(templates_folder() / "sync"), transaction_per_migration="true", **options)
-    for number, name in enumerate(NAMES, start=1):
-        body = f"op.add_column('busy', sa.Column('c_{name}', sa.Integer))"
-        write_revision(folder, NAMES[:number], body)
-    application = Application(engine)
-    sleep(0.5)
-    start = perf_counter()
-    has_ended = True
-    try:
-        alembic(folder, "upgrade", "head").run()
-    except SystemExit:
-        has_ended = False
-    seconds = perf_counter() - start
-    application.end()
+    with tempfile.TemporaryDirectory() as name, scratch_database(server) as (url, engine):
+        with engine.begin() as connection:
+            connection.exec_driver_sql("CREATE TABLE busy (id INTEGER)")
+        options = {"sqlalchemy__url": url.render_as_string(hide_password=False), **WAYS[way]}
+        template = str(find("sync").folder)
+        render(Path(name), template, transaction_per_migration="true", **options)
+        for number, revision in enumerate(NAMES, start=1):
+            body = f"op.add_column('busy', sa.Column('c_{revision}', sa.Integer))"
+            write_revision(Path(name), NAMES[:number], body)
+        application = Application(engine)
+        sleep(0.5)
+        start = perf_counter()
+        has_ended = True
+        try:
+            alembic(Path(name), "upgrade", "head").run()
+        except SystemExit:
+            has_ended = False
+        seconds = perf_counter() - start
+        application.end()
     return has_ended, seconds, application.waits
 
 
@@ -99,15 +98,9 @@ def main() -> None:
     parser.add_argument("--upgrades", type=int, default=3)
     parser.add_argument("--url", type=make_url, help="a server, such as mysql+pymysql://root@host/")
     given = parser.parse_args()
-    with ExitStack() as stack:
-        server = given.url or stack.enter_context(postgresql())
-        url, _ = stack.enter_context(scratch_database(server))
-        engine = create_engine(url, pool_size=10)
+    with nullcontext(given.url) if given.url else postgresql() as server:
         for way in WAYS:
-            found = []
-            for _ in range(given.upgrades):
-                with tempfile.TemporaryDirectory() as place:
-                    found.append(upgrade(Path(place), url, engine, way))
+            found = [upgrade(server, way) for _ in range(given.upgrades)]
             waits = [wait for _, _, each in found for wait in each]
             seconds = sum(each for _, each, _ in found)
             print(
@@ -116,7 +109,6 @@ def main() -> None:
                 f"a second, longest wait {max(waits):.2f} seconds",
                 flush=True,
             )
-        engine.dispose()
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 It makes a database of its own on the server and drops it. The ways take turns in one run. Times are
 those of whole processes, start-up included; the tenants are brought back, the catalogs vacuumed and
-the result checked outside of them. Way f needs django-tenants, and is left out without.
+the result checked outside of them. That of django-tenants is left out if it is not installed.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,10 +27,12 @@ from benchmarks.measure import (
     Process,
     Row,
     alembic,
+    compare,
     interleave,
     processor_seconds,
     progress,
     scratch_database,
+    started_postgresql,
     timed,
 )
 from benchmarks.projects import render, write_revision
@@ -39,14 +42,22 @@ NAMES = [f"r{number:02}" for number in range(1, len(REVISIONS) + 1)]
 SAMPLE = 50
 # How many revisions the tenants have before each of the two workloads.
 WORKLOADS = {"from empty": 0, "the last revision": len(REVISIONS) - 1}
+WAYS = PSQL, OURS, REPLAY, LOOP, EACH, DJANGO_TENANTS = (
+    "the same SQL by psql",
+    "multitenant",
+    "multitenant, replay=true",
+    "the cookbook's env.py in a loop",
+    "an alembic process for each tenant",
+    "django-tenants, multiprocessing",
+)
 # At most how many times as long as psql.
-GOALS = {
-    ("multitenant", "from empty"): 1.45,
-    ("multitenant, replay=true", "from empty"): 1.1,
-    ("multitenant", "the last revision"): 3,
-}
-IDLE_GOAL = 5
+GOALS = {(OURS, "from empty"): 1.45, (REPLAY, "from empty"): 1.1, (OURS, "the last revision"): 3}
+IDLE_GOAL = "at most 5 seconds more"
 SELECT_TENANTS = "SELECT nspname FROM pg_namespace WHERE nspname LIKE 't0%' ORDER BY nspname"
+
+# A statement in the log of a server, and what shows that it is one of a revision.
+STATEMENT = re.compile(r"LOG:  (?:statement|execute \S+): ((?:.|\n\t)*)")
+OF_A_REVISION = re.compile(r"(?m)^\s*(CREATE|ALTER|INSERT|UPDATE)\b")
 
 # The env.py of Alembic's cookbook for a schema per tenant, in a loop unless a tenant is given.
 COOKBOOK = """
@@ -147,57 +158,22 @@ def psql(fleet: Fleet, sql: str) -> list[Process]:
     return processes
 
 
-def by_psql(fleet: Fleet, done: int) -> list[Process]:
-    """Run the script of `--sql`."""
-    target = f"r{done:02}:head" if done else "head"
-    return psql(fleet, alembic(fleet.folder / "stock", "upgrade", target, "--sql").run())
-
-
-def by_template(fleet: Fleet, _done: int, *options: str) -> list[Process]:
-    """Run the template `multitenant`."""
-    jobs = f"jobs={fleet.jobs}"
-    return [alembic(fleet.folder / "multitenant", "-x", jobs, *options, "upgrade", "head")]
-
-
-def by_replay(fleet: Fleet, done: int) -> list[Process]:
-    """Run the template `multitenant`, which replays the SQL of one tenant."""
-    return by_template(fleet, done, "-x", "replay=true")
-
-
-def by_loop(fleet: Fleet, _done: int) -> list[Process]:
-    """Run one process of the cookbook's environment."""
-    return [alembic(fleet.folder / "cookbook", "upgrade", "head")]
-
-
-def by_processes(fleet: Fleet, _done: int) -> list[Process]:
-    """Return a process of the cookbook's environment for each tenant of the sample."""
-    return [
-        alembic(fleet.folder / "cookbook", "-x", f"tenant={name}", "upgrade", "head")
-        for name in fleet.tenants[:SAMPLE]
-    ]
-
-
-def by_django(fleet: Fleet, _done: int) -> list[Process]:
-    """Run the multiprocessing executor of django-tenants."""
-    arguments = ["manage.py", "migrate_schemas", "--tenant", "--executor=multiprocessing"]
-    environ = {"FLEET_JOBS": str(fleet.jobs)}
-    return [Process([sys.executable, *arguments], fleet.folder / "django", environ)]
-
-
-PSQL, LOOP, EACH, DJANGO_TENANTS = (
-    "the same SQL by psql",
-    "the cookbook's env.py in a loop",
-    "an alembic process for each tenant",
-    "django-tenants, multiprocessing",
-)
-WAYS: dict[str, Callable[[Fleet, int], list[Process]]] = {
-    PSQL: by_psql,
-    "multitenant": by_template,
-    "multitenant, replay=true": by_replay,
-    LOOP: by_loop,
-    EACH: by_processes,
-    DJANGO_TENANTS: by_django,
-}
+def processes_of(fleet: Fleet, way: str, done: int) -> list[Process]:
+    """Return what a way runs where some revisions are done; those of EACH take turns."""
+    if way == PSQL:
+        target = f"r{done:02}:head" if done else "head"
+        return psql(fleet, alembic(fleet.folder / "stock", "upgrade", target, "--sql").run())
+    if way == DJANGO_TENANTS:
+        arguments = ["manage.py", "migrate_schemas", "--tenant", "--executor=multiprocessing"]
+        environ = {"FLEET_JOBS": str(fleet.jobs)}
+        return [Process([sys.executable, *arguments], fleet.folder / "django", environ)]
+    if way in {LOOP, EACH}:
+        sample = [f"tenant={name}" for name in fleet.tenants[:SAMPLE]]
+        given = [[]] if way == LOOP else [["-x", each] for each in sample]
+        return [alembic(fleet.folder / "cookbook", *each, "upgrade", "head") for each in given]
+    options = ["-x", "replay=true"] if way == REPLAY else []
+    options += ["-x", f"jobs={fleet.jobs}"]
+    return [alembic(fleet.folder / "multitenant", *options, "upgrade", "head")]
 
 
 def names(count: int) -> list[str]:
@@ -230,8 +206,8 @@ def settle(engine: Engine) -> None:
         connection.exec_driver_sql("CHECKPOINT")
 
 
-def measure(fleet: Fleet, way: str, done: int) -> tuple[float, float]:
-    """Return the wall and the processor seconds that a way takes for the whole fleet."""
+def prepare(fleet: Fleet, way: str, done: int) -> list[Process]:
+    """Bring the tenants to where they have some revisions, and return what the way then runs."""
     recreate(fleet, fleet.tenants)
     if done and way == DJANGO_TENANTS:
         rows = [f"('shop', '{number:04}', now())" for number in range(1, done + 1)]
@@ -241,29 +217,54 @@ def measure(fleet: Fleet, way: str, done: int) -> tuple[float, float]:
         sql = alembic(fleet.folder / "stock", "upgrade", f"r{done:02}", "--sql").run()
         timed(*psql(fleet, sql))
     settle(fleet.engine)
-    processes = WAYS[way](fleet, done)
+    return processes_of(fleet, way, done)
+
+
+def measure(fleet: Fleet, way: str, done: int) -> tuple[float, float]:
+    """Return the wall and the processor seconds that a way takes for the whole fleet."""
+    processes = prepare(fleet, way, done)
+    tenants = fleet.tenants[:SAMPLE] if way == EACH else fleet.tenants
+    at_once = fleet.jobs if way == EACH else len(processes)
     cpu = processor_seconds()
-    if way == EACH:
-        seconds, tenants = 0.0, fleet.tenants[:SAMPLE]
-        for first in range(0, len(processes), fleet.jobs):
-            seconds += timed(*processes[first : first + fleet.jobs])
-    else:
-        seconds, tenants = timed(*processes), fleet.tenants
+    seconds = sum(
+        timed(*processes[first : first + at_once]) for first in range(0, len(processes), at_once)
+    )
     cpu = processor_seconds() - cpu
     check(fleet, tenants)
     progress(f"fleet, {done} revisions before, {way}: {seconds:.2f} s")
     return seconds * len(fleet.tenants) / len(tenants), cpu / len(tenants)
 
 
+def statements(ways: list[str]) -> dict[str, float]:
+    """Return how many statements of a tenant each way sends beside those of the last revision.
+
+    The log of a server of the wheel has them. Those that change a table or note the version are the
+    revision's, and what seven tenants cost more than two is the cost of five.
+    """
+    found: dict[str, list[int]] = {way: [] for way in ways}
+    with started_postgresql() as server:
+        log = Path(server.query["host"], "log")
+        for count in (2, 7):
+            with fleet_on(server, count, 1) as fleet:
+                for way in ways:
+                    processes = prepare(fleet, way, len(REVISIONS) - 1)
+                    start = log.stat().st_size
+                    for process in processes:
+                        environ = {**process.environ, "PGOPTIONS": "-c log_statement=all"}
+                        replace(process, environ=environ).run()
+                    check(fleet, fleet.tenants)
+                    sent = STATEMENT.findall(log.read_bytes()[start:].decode())
+                    found[way].append(sum(not OF_A_REVISION.search(each) for each in sent))
+    return {way: (many - few) / 5 for way, (few, many) in found.items()}
+
+
 def check(fleet: Fleet, tenants: list[str]) -> None:
-    """Raise SystemExit unless the tenants have the column and the index of the last revision."""
-    columns = "SELECT table_schema FROM information_schema.columns WHERE column_name = 'discount'"
-    indexes = "SELECT schemaname FROM pg_indexes WHERE indexname = 'ix_payments_paid'"
-    for query in (columns, indexes):
-        with fleet.engine.connect() as connection:
-            left = set(tenants) - set(connection.exec_driver_sql(query).scalars())
-        if left:
-            raise SystemExit(f"{len(left)} tenants were not upgraded.")
+    """Raise SystemExit unless the tenants have the index that the last revision ends with."""
+    query = "SELECT schemaname FROM pg_indexes WHERE indexname = 'ix_payments_paid'"
+    with fleet.engine.connect() as connection:
+        left = set(tenants) - set(connection.exec_driver_sql(query).scalars())
+    if left:
+        raise SystemExit(f"{len(left)} tenants were not upgraded.")
 
 
 def idle(fleet: Fleet, count: int, rounds: int) -> Row:
@@ -280,17 +281,8 @@ def idle(fleet: Fleet, count: int, rounds: int) -> Row:
         asked: partial(timed, alembic(fleet.folder / "multitenant", "--help")),
         upgrade: partial(timed, alembic(fleet.folder / "multitenant", "upgrade", "head")),
     }
-    found = interleave(ways, rounds)
-    more = median(a - b for a, b in zip(found[upgrade], found[asked], strict=True))
-    return Row(
-        f"nothing to do for {count} tenants",
-        upgrade,
-        asked,
-        found[upgrade],
-        found[asked],
-        goal=f"at most {IDLE_GOAL} seconds more",
-        met=more <= IDLE_GOAL,
-    )
+    row = compare(interleave(ways, rounds), f"nothing to do for {count} tenants", upgrade, asked)
+    return {**row, "goal": IDLE_GOAL}
 
 
 def render_all(fleet: Fleet) -> None:
@@ -303,12 +295,9 @@ def render_all(fleet: Fleet) -> None:
         for number, body in enumerate(REVISIONS, start=1):
             write_revision(folder, NAMES[:number], body)
     (fleet.folder / "cookbook/migrations/env.py").write_text(COOKBOOK)
-    for number, name in enumerate(NAMES):
-        target = f"{NAMES[number - 1]}:{name}" if number else name
-        sql = alembic(fleet.folder / "stock", "upgrade", target, "--sql").run()
-        own = r"(?m)^(BEGIN;|COMMIT;|(UPDATE|INSERT INTO) alembic_version.*)$"
-        sql = re.sub(r"(?s)CREATE TABLE alembic_version.*?;", "", sql)
-        fleet.sql.append(re.sub(own, "", sql))
+    sql = alembic(fleet.folder / "stock", "upgrade", "head", "--sql").run()
+    own = r"(?m)^(COMMIT;|(UPDATE|INSERT INTO) alembic_version.*)$"
+    fleet.sql += re.split("-- Running upgrade .*", re.sub(own, "", sql))[1:]
 
 
 def render_django(fleet: Fleet) -> None:
@@ -343,26 +332,34 @@ def render_django(fleet: Fleet) -> None:
     execute(fleet.engine, [made, insert])
 
 
+@contextmanager
+def fleet_on(server: URL, tenants: int, jobs: int) -> Iterator[Fleet]:
+    """Make a database of its own on a server, and the projects of all ways for its tenants."""
+    with tempfile.TemporaryDirectory() as name, scratch_database(server) as (url, engine):
+        fleet = Fleet(Path(name), url, engine, names(tenants), min(jobs, tenants))
+        render_all(fleet)
+        if find_spec("django_tenants"):
+            render_django(fleet)
+        yield fleet
+
+
 def run(server: URL, *, tenants: int, jobs: int, rounds: int, idle_tenants: int) -> list[Row]:
     """Return the rows of both workloads, and that of an upgrade of `idle_tenants` at head."""
     ways = [*WAYS]
     if not find_spec("django_tenants"):
         progress("fleet: django-tenants is left out, it is not installed")
         ways.remove(DJANGO_TENANTS)
+    counts = statements(ways)
     rows = []
-    with tempfile.TemporaryDirectory() as name, scratch_database(server) as (url, engine):
-        fleet = Fleet(Path(name), url, engine, names(tenants), min(jobs, tenants))
-        render_all(fleet)
-        if DJANGO_TENANTS in ways:
-            render_django(fleet)
+    with fleet_on(server, tenants, jobs) as fleet:
         measure(fleet, PSQL, 0)  # the first run in a new database is the fastest of all
         for workload, done in WORKLOADS.items():
             found = interleave({way: partial(measure, fleet, way, done) for way in ways}, rounds)
             seconds = {way: [each for each, _ in found[way]] for way in ways}
+            case = f"{workload}, {tenants} tenants, {jobs} jobs"
             for way in ways[1:]:
-                case = f"{workload}, {tenants} tenants, {jobs} jobs"
-                cpu = 1000 * median(each for _, each in found[way])
-                row = Row(case, way, PSQL, seconds[way], seconds[PSQL], cpu)
-                goal = GOALS.get((way, workload))
-                rows.append(row.with_goal(goal) if goal else row)
+                row = compare(seconds, case, way, PSQL, GOALS.get((way, workload)))
+                row["cpu"] = round(1000 * median(each for _, each in found[way]), 1)
+                row |= {"statements": counts[way], "against_statements": counts[PSQL]}
+                rows.append(row)
         return [*rows, idle(fleet, idle_tenants, max(rounds, 3))] if idle_tenants else rows

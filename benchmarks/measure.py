@@ -1,9 +1,8 @@
-"""What the benchmarks share: turns, ratios, processes, servers, and the results as a table and a file."""
+"""What the benchmarks share: turns, ratios, processes and servers."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import platform
 import resource
@@ -16,58 +15,43 @@ import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from sqlalchemy import URL, Engine, NullPool, create_engine, make_url
 
 T = TypeVar("T")
+# What results.json has of a ratio.
+Row = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Row:
-    """A ratio: the seconds of a way over those of another, round by round of one run."""
+def compare(
+    found: Mapping[str, list[float]], case: str, way: str, against: str, goal: float | None = None
+) -> Row:
+    """Return the ratio of two ways, round by round; the goal is at most so many times as long."""
+    ratios = [a / b for a, b in zip(found[way], found[against], strict=True)]
+    return {
+        "case": case,
+        "way": way,
+        "against": against,
+        "rounds": len(ratios),
+        "median": round(statistics.median(ratios), 3),
+        "min": round(min(ratios), 3),
+        "max": round(max(ratios), 3),
+        "seconds": round(statistics.median(found[way]), 4),
+        "against_seconds": round(statistics.median(found[against]), 4),
+        "goal": f"at most {goal:g} times" if goal else "",
+    }
 
-    case: str
-    way: str
-    against: str
-    seconds: list[float]
-    against_seconds: list[float]
-    # The processor time of the way's processes, in milliseconds for each tenant of a fleet.
-    cpu: float | None = None
-    # The goal in words, and whether the median meets it; None where there is no goal.
-    goal: str = ""
-    met: bool | None = None
 
-    @property
-    def ratios(self) -> list[float]:
-        """The ratio of each round."""
-        return [a / b for a, b in zip(self.seconds, self.against_seconds, strict=True)]
-
-    def as_dict(self) -> dict[str, object]:
-        """Return what results.json holds of it: ratios, and medians in seconds."""
-        return {
-            "case": self.case,
-            "way": self.way,
-            "against": self.against,
-            "rounds": len(self.ratios),
-            "median": round(statistics.median(self.ratios), 3),
-            "min": round(min(self.ratios), 3),
-            "max": round(max(self.ratios), 3),
-            "seconds": round(statistics.median(self.seconds), 4),
-            "against_seconds": round(statistics.median(self.against_seconds), 4),
-            "cpu": self.cpu and round(self.cpu, 1),
-            "goal": self.goal,
-            "met": self.met,
-        }
-
-    def with_goal(self, wanted: float) -> Row:
-        """Return the row with a goal: at most that many times as long."""
-        met = statistics.median(self.ratios) <= wanted
-        return replace(self, goal=f"at most {wanted:g} times", met=met)
+def say(row: Row) -> None:
+    """Print a row, with all that it has."""
+    more = [f"; {name}: {row[name]}" for name in ("cpu", "statements", "goal") if row.get(name)]
+    ratio = "{case}: {way} takes {median} ({min} to {max}) times as long as {against}"
+    print((ratio + ", {seconds} and {against_seconds} s").format(**row), *more, sep="", flush=True)
 
 
 def interleave(ways: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:
@@ -201,28 +185,3 @@ def machine(server: URL) -> dict[str, str]:
         "alembic": version("alembic"),
         "sqlalchemy": version("sqlalchemy"),
     }
-
-
-def table(rows: list[Row]) -> str:
-    """Return a table of each case: the ratios, and the median seconds of both."""
-    lines = []
-    for case in dict.fromkeys(row.case for row in rows):
-        lines.append(f"\n{case}")
-        for row in (row for row in rows if row.case == case):
-            of = row.as_dict()
-            goal = f"; goal: {row.goal}, {'met' if row.met else 'missed'}" if row.goal else ""
-            cpu = f", {of['cpu']} ms of processor time a tenant" if row.cpu else ""
-            lines.append(
-                f"  {row.way}: {of['median']} ({of['min']} to {of['max']}) times {row.against}, "
-                f"{of['seconds']} and {of['against_seconds']} s{cpu}{goal}"
-            )
-    return "\n".join(lines)
-
-
-def write_results(
-    path: Path, on: dict[str, str], results: dict[str, list[Row]], *, quick: bool
-) -> None:
-    """Write the machine and the rows of each benchmark as JSON."""
-    rows = {name: [row.as_dict() for row in found] for name, found in results.items()}
-    text = json.dumps({"machine": on, "quick": quick, "benchmarks": rows}, indent=1)
-    path.write_text(f"{text}\n", encoding="utf-8")

@@ -12,15 +12,15 @@ from pathlib import Path
 from sqlalchemy import URL
 
 from alembic_templates._catalog import find
-from benchmarks.measure import Row, alembic, interleave, progress, scratch_database, timed
+from benchmarks.measure import Row, alembic, compare, interleave, progress, scratch_database, timed
 from benchmarks.projects import render, write_revision
 
 # For each driver, Alembic's template and ours that can take its place.
 CASES = {
-    "sqlite": ("generic", ["sync", "shared", "multitenant"]),
-    "sqlite+aiosqlite": ("async", ["asyncio", "shared"]),
-    "postgresql+psycopg": ("generic", ["sync", "shared", "multitenant"]),
-    "postgresql+asyncpg": ("async", ["asyncio", "shared"]),
+    "sqlite": ("Alembic's generic", ["sync", "shared", "multitenant"]),
+    "sqlite+aiosqlite": ("Alembic's async", ["asyncio", "shared"]),
+    "postgresql+psycopg": ("Alembic's generic", ["sync", "shared", "multitenant"]),
+    "postgresql+asyncpg": ("Alembic's async", ["asyncio", "shared"]),
 }
 GOAL = 1.05
 
@@ -35,15 +35,12 @@ def run(server: URL, *, rounds: int) -> list[Row]:
             if url.get_backend_name() == "sqlite":
                 url = URL.create(driver, database=f"{name}/public.db")
             ways = {}
-            for template in [stock, *ours]:
-                prepare(Path(name) / template, template, url)
-                process = alembic(Path(name) / template, "upgrade", "head")
-                ways[template] = partial(timed, process)
-            seconds = interleave(ways, rounds)
+            for way in [stock, *ours]:
+                prepare(Path(name) / way, way, url)
+                ways[way] = partial(timed, alembic(Path(name) / way, "upgrade", "head"))
+            found = interleave(ways, rounds)
         case = f"upgrade head with nothing to do, {driver}"
-        for template in ours:
-            row = Row(case, template, f"Alembic's {stock}", seconds[template], seconds[stock])
-            rows.append(row.with_goal(GOAL))
+        rows += [compare(found, case, way, stock, GOAL) for way in ours]
     return rows
 
 
@@ -52,8 +49,8 @@ def prepare(folder: Path, template: str, url: URL) -> None:
     text = url.render_as_string(hide_password=False)
     if template == "multitenant":
         text = text.replace("/public.db", "/{tenant}.db")
-    source = template if template in {"generic", "async"} else str(find(template).folder)
-    render(folder, source, sqlalchemy__url=text, tenants="public")
+    stock = template.partition("Alembic's ")[2]
+    render(folder, stock or str(find(template).folder), sqlalchemy__url=text, tenants="public")
     write_revision(folder, ["r1"], 'op.create_table("t", sa.Column("id", sa.Integer))')
     # It also has Python compile the modules, which no later run does.
     alembic(folder, "upgrade", "head").run()

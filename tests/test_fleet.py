@@ -45,7 +45,7 @@ from sqlalchemy import (
     table,
     text,
 )
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.sql import quoted_name
 from test_settings import with_x
 
@@ -751,7 +751,7 @@ def test_generated_names(schemas: Fleet) -> None:
                 )
                 assert [tuple(row) for row in found] == [(name, "book")]
             else:
-                with pytest.raises(Exception, match=r"cannot be a tenant's|unacceptable"):
+                with pytest.raises(CommandError, match="cannot be a tenant's"):
                     schemas.series(connection, name, name).upgrade()
             connection.rollback()
         assert schemas.catalog() == before
@@ -830,7 +830,7 @@ def test_settings_are_put_back(fleet: Fleet, callers: bool, fails: bool) -> None
             connection.begin()
         series = fleet.series(connection, acme)
         if fails:
-            with pytest.raises(Exception, match="nowhere"):
+            with pytest.raises(DBAPIError, match="nowhere"):
                 series.upgrade()
         else:
             series.upgrade()
@@ -1111,6 +1111,7 @@ item = op.create_table(
     sa.Column('author_id', sa.Integer, sa.ForeignKey('author.id')),
     sa.CheckConstraint("note <> '%'", name='ck_note'),
     sa.UniqueConstraint('id', 'day', name='uq_item'),
+    mysql_charset='utf8mb4', mariadb_charset='utf8mb4',  # the server's own may be latin1
 )
 import datetime as dt
 from decimal import Decimal
@@ -1658,7 +1659,8 @@ def test_statements_for_tenants_at_the_target(fleet: Fleet, callers: bool) -> No
                 connection.commit()
         return len(sent)
 
-    assert count(*names) == count(*names[:2]) <= 8, sent
+    expected = {"postgresql": 2, "mariadb": 3}[fleet.database.kind]
+    assert (count(*names), count(*names[:2])) == (expected, expected), sent
     count(*names, late)  # the one that is behind is run
     assert fleet.versions(*names, late) == dict.fromkeys([*names, late], "b2")
 

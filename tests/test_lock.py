@@ -24,7 +24,7 @@ from alembic.config import Config
 from alembic.util import CommandError
 from conftest import DRIVERS, Database, Project, imported, reached_by, render
 from sqlalchemy import MetaData, NullPool, create_engine
-from sqlalchemy.exc import OperationalError, PendingRollbackError
+from sqlalchemy.exc import DataError, OperationalError, PendingRollbackError
 
 # Tells the test that the revision runs, and waits for it to take the file "hold" away.
 HOLD = """
@@ -512,9 +512,9 @@ def test_aborted_transaction_does_not_hide_the_error(
     project.set(ddl_lock_timeout="5")
     with postgresql.engine().connect() as connection:
         for _ in range(2):
-            with pytest.raises(Exception, match="division by zero"):
+            with pytest.raises(DataError, match="division by zero"):
                 project.upgrade(connection)
-        with pytest.raises(Exception, match="division by zero"):
+        with pytest.raises(DataError, match="division by zero"):
             command.upgrade(impatient(project, postgresql), "head")
 
 

@@ -54,6 +54,6 @@ def test_versions_that_are_too_old_are_named_first(
             text=True,
             check=False,
         )
-        assert done.returncode != 0
+        assert done.returncode == 255
         assert done.stdout.strip() == f"FAILED: {sentence}"
         assert done.stderr == ""
