@@ -1,4 +1,4 @@
-"""Run the benchmarks, print their ratios, and write results.json.
+"""Run the benchmarks, print their ratios, and write results.json and results.svg.
 
     tox -e bench
     tox -e bench -- --quick --folder /tmp/results
@@ -17,10 +17,12 @@ import signal
 import sys
 from collections.abc import Callable
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 from benchmarks import commands, fleet, startup
 from benchmarks.measure import Row, machine, postgresql, say
+from benchmarks.plot import write_plot
 
 NAMES = ["startup", "commands", "fleet"]
 
@@ -67,6 +69,7 @@ def main() -> None:
             # After each of them, so that a run that is ended leaves what it has found.
             text = json.dumps(found, indent=1)
             (given.folder / "results.json").write_text(f"{text}\n", encoding="utf-8")
+            write_plot(given.folder / "results.svg", [*chain(*found["benchmarks"].values())])
 
 
 if __name__ == "__main__":

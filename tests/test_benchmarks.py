@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import alembic
 import pytest
@@ -60,3 +61,6 @@ def test_quick_run_writes_ratios_the_machine_and_statements(
         if row["way"] == "multitenant"
     ]
     assert counts == [(BESIDE, 3)] * 2
+    plot = ElementTree.parse(tmp_path / "results/results.svg")
+    texts = {element.text for element in plot.iter() if element.tag.endswith("text")}
+    assert texts >= {"sync / Alembic's generic", "Migrations / alembic.command"}

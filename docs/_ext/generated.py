@@ -76,9 +76,10 @@ def results() -> dict[str, Any]:
 
 
 def benchmarks() -> str:
-    """Return the tables of the ratios."""
+    """Return the plot and the tables of the ratios."""
     machine = ", ".join(f"{name} {value}" for name, value in results()["machine"].items())
-    parts = [f"Measured on: {machine}."]
+    image = "![The ratios as bars](../benchmarks/results.svg)"
+    parts = [f"Measured on: {machine}.", f":::{{container}} scroll\n{image}\n:::"]
     for name, measured in results()["benchmarks"].items():
         rows = [
             [each["case"], each["way"], each["against"], ratio(each), each["goal"]]
