@@ -9,7 +9,7 @@ from pathlib import Path
 from benchmarks.measure import Row
 
 # In pixels: a line, the place of the labels, of the bars, and what stays for the numbers.
-LINE, LABELS, BARS, NUMBERS = 20, 300, 360, 60
+LINE, LABELS, BARS, NUMBERS = 20, 400, 360, 60
 # Grey with a contrast of more than four to white and to black, and a light blue.
 TEXT, BAR = "#767676", "#5aa0e6"
 
