@@ -367,6 +367,30 @@ def test_isolation_level_is_as_before(
     assert database.versions() == {"a1"}
 
 
+def test_isolation_level_is_as_before_if_the_end_of_a_block_fails(
+    project: Project, database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What the caller writes can be rolled back, also after autocommit_block() could not commit."""
+    project.revision("a1", AUTOCOMMIT_BLOCK.replace("pass", "op.execute('BEGIN')"))
+    levels: list[object] = []
+
+    def refuse_once(connection: Connection) -> None:
+        level = connection.get_execution_options().get("isolation_level")
+        is_new = level not in levels
+        levels.append(level)
+        if level == "AUTOCOMMIT" and is_new:
+            raise RuntimeError("the application refuses")
+
+    with database.engine().connect() as connection:
+        event.listen(connection, "commit", refuse_once)
+        with pytest.raises(RuntimeError, match="^the application refuses$"):
+            project.upgrade(connection)
+        connection.execute(text("INSERT INTO author VALUES (2)"))
+        connection.rollback()
+    assert [each.getMessage() for each in caplog.records if each.levelname == "WARNING"] == []
+    assert database.rows("SELECT id FROM author") == [(1,)]
+
+
 @pytest.mark.parametrize("revision", [CREATE_AUTHOR, AUTOCOMMIT_BLOCK], ids=["plain", "block"])
 def test_connection_at_autocommit_stays_at_autocommit(
     project: Project, sync_database: Database, revision: str

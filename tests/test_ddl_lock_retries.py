@@ -539,6 +539,24 @@ def test_what_changes_nothing_more_is_sent_again(
     assert columns(postgresql) == ["id", "more"]
 
 
+def test_what_comes_after_an_autocommit_block_is_tried_again(
+    project: Project, postgresql: Database
+) -> None:
+    """A revision is run again if what its autocommit block has committed may be repeated."""
+    with_busy(postgresql)
+    postgresql.run("CREATE TABLE other (id INTEGER)")
+    project.revision(
+        "a1",
+        "with op.get_context().autocommit_block():\n"
+        "    op.create_index('ix', 'other', ['id'], postgresql_concurrently=True,\n"
+        "                    if_not_exists=True)\n" + add("more"),
+    )
+    with holder_of(postgresql, until=1) as holder:
+        command.upgrade(config_of(project, postgresql), "head")
+    assert len(holder.warnings) == 1
+    assert columns(postgresql) == ["id", "more"]
+
+
 def test_the_lock_is_held_while_a_run_waits(project: Project, postgresql: Database) -> None:
     """Between two tries no other run can have the migration lock, and no transaction is open."""
     with_busy(postgresql)

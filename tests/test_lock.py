@@ -24,7 +24,12 @@ from alembic.config import Config
 from alembic.util import CommandError
 from conftest import DRIVERS, Database, Project, imported, reached_by, render
 from sqlalchemy import MetaData, NullPool, create_engine
-from sqlalchemy.exc import DataError, OperationalError, PendingRollbackError
+from sqlalchemy.exc import (
+    DataError,
+    InvalidRequestError,
+    OperationalError,
+    PendingRollbackError,
+)
 
 # Tells the test that the revision runs, and waits for it to take the file "hold" away.
 HOLD = """
@@ -502,6 +507,25 @@ def test_terminated_session_is_reported_as_such(
         with pytest.raises(OperationalError, match=error) as raised:
             project.upgrade(connection)
     assert raised.value.statement == statement
+
+
+@pytest.mark.parametrize("kind", SERVERS)
+def test_error_before_the_lock_is_the_only_one(
+    project: Project, request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    """A run that could not ask for the lock has none to release, and keeps the session."""
+    database: Database = request.getfixturevalue(kind)
+    project.revision("a1")
+    with database.engine().connect() as connection:
+        driver = connection.connection.driver_connection
+        with (
+            pytest.raises(InvalidRequestError, match="closed transaction"),
+            connection.begin() as transaction,
+        ):
+            transaction.rollback()
+            project.upgrade(connection)
+        assert connection.connection.driver_connection is driver
+    assert [each.getMessage() for each in caplog.records if each.levelname == "WARNING"] == []
 
 
 def test_aborted_transaction_does_not_hide_the_error(

@@ -95,6 +95,7 @@ def test_no_part_of_a_password_is_shown(project: Project, form: str, drivername:
     @example("pZQw@rdQX?ZZZZ")
     @example("pZQw@rdQX?ZZZZ=QQQQ&JJJJ")
     @example("pZQw@rdQX:/ZZZZ")
+    @example("pZQw@/rdQX")
     @example("@[:::J]")
     @example("@[::QQJ]ZZ")
     @given(PASSWORDS)

@@ -178,8 +178,8 @@ class Progress:
 
         The plan is made once: what `-2` means would change with each committed step.
         """
-        steps: Iterable[Any] = self.plan or ()
-        if self.plan is None:
+        steps: Iterable[Any] | None = self.plan
+        if steps is None:
             assert self.steps_of is not None
             steps = self.steps_of(heads, migrations)
             self.plan = steps if isinstance(steps, list) else None
