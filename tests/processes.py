@@ -66,9 +66,9 @@ KEPT = (
 )
 
 
-def kept_environment() -> dict[str, str]:
-    """Return what a test's process gets of the environment of the tests."""
-    return {name: os.environ[name] for name in KEPT if name in os.environ}
+def kept_environment(*more: str) -> dict[str, str]:
+    """Return what a test's process gets of the environment of the tests, and more by name."""
+    return {name: os.environ[name] for name in (*KEPT, *more) if name in os.environ}
 
 
 def run_python(

@@ -45,7 +45,7 @@ class Sandbox:
     @property
     def env(self) -> dict[str, str]:
         """The environment variables for its programs."""
-        kept = {key: value for key in ("LANG", "PYTHONPATH") if (value := os.environ.get(key))}
+        kept = kept_environment("PYTHONPATH")
         path = f"{self.python.parent}{os.pathsep}{os.environ['PATH']}"
         return {**kept, "PATH": path, "HOME": str(self.folder), "PYTHONDONTWRITEBYTECODE": "1"}
 

@@ -17,6 +17,7 @@ from conftest import ROOT, Database, Project, original, render, without_traces
 
 from alembic_templates._lint import lint
 from alembic_templates._lint_rules import OWN, SQUAWK, is_constant, is_widened
+from alembic_templates.errors import TemplatesError
 
 # What strong_migrations calls unsafe, in the order of its README, with the rule that finds it.
 UNSAFE = {
@@ -27,6 +28,10 @@ UNSAFE = {
     ),
     "changing an unknown type": (
         "op.alter_column('users', 'x', type_=sa.Text())",
+        "changing-column-type",
+    ),
+    "changing a type that cannot be written": (
+        "op.alter_column('users', 'x', type_=sa.Text(), existing_type=sa.types.UserDefinedType())",
         "changing-column-type",
     ),
     "shortening a text": (
@@ -212,6 +217,14 @@ SAFE = {
         "op.execute('UPDATE s.\"New\" SET m = 1')\n"
         "op.drop_column('New', 'm', schema='s')"
     ),
+    "a table of its own with another name": (
+        "op.create_table('old', sa.Column('id', sa.Integer))\n"
+        "op.rename_table('old', 'new')\n"
+        "op.add_column('new', sa.Column('j', sa.JSON))"
+    ),
+    "a function whose body is SQL": (
+        "op.execute('''CREATE FUNCTION g() RETURNS int\nBEGIN ATOMIC SELECT 1; SELECT 2; END''')"
+    ),
     "a function": (
         "op.execute('''CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS $$\n"
         "BEGIN UPDATE users SET x = 1; ALTER TABLE users DROP COLUMN x; RETURN NEW; END; $$''')"
@@ -311,6 +324,7 @@ def test_each_statement_has_one_finding(judged: dict[str, set[str]]) -> None:
         ("TEXT", "VARCHAR", True),
         ("TEXT", "VARCHAR(10)", False),
         ("VARCHAR(10)", "CHAR(20)", False),
+        ("CHAR(10)", "CHAR(20)", False),
         ("CIDR", "INET", True),
         ("INET", "CIDR", False),
         ("NUMERIC(10, 2)", "NUMERIC(12, 2)", True),
@@ -772,6 +786,60 @@ def test_without_squawk_it_says_what_to_install(linted: Project, tmp_path: Path)
         "error: squawk is not installed, which knows what is unsafe on PostgreSQL: run pip install "
         "'alembic-templates[lint]'.\n"
     )
+
+
+def test_a_squawk_that_fails_is_said(
+    linted: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What squawk says of its failure is quoted, with what to do."""
+    linted.revision("r1", "op.drop_column('users', 'x')")
+    squawk = tmp_path / "squawk"
+    squawk.write_text("#!/bin/sh\necho too old >&2\nexit 2\n")
+    squawk.chmod(0o755)
+    monkeypatch.setattr(
+        sys, "executable", str(tmp_path / "python")
+    )  # squawk is looked for beside it
+    with pytest.raises(TemplatesError) as raised:
+        found(linted)
+    assert str(raised.value) == f"{squawk} failed (too old): try a newer squawk-cli."
+
+
+@pytest.mark.parametrize(
+    ("env", "sentence"),
+    [
+        pytest.param("", "{} runs no migrations in offline mode: let it call ", id="nothing"),
+        pytest.param("1 / 0", "{} fails in offline mode (ZeroDivisionError: ", id="mistake"),
+        pytest.param(
+            "from alembic.util import CommandError\nraise CommandError('Not today.')",
+            "Not today.",
+            id="of-alembic",
+        ),
+    ],
+)
+def test_an_env_py_that_cannot_be_run_is_an_error(linted: Project, env: str, sentence: str) -> None:
+    """The sentence says what env.py does, in its own words if they are Alembic's."""
+    linted.revision("r1")
+    path = linted.folder / "migrations" / "env.py"
+    path.write_text(env)
+    assert run_lint(linted).stderr.startswith(f"error: {sentence.format(path)}")
+
+
+def test_what_another_module_does_is_found_in_the_first_line(linted: Project) -> None:
+    """A revision whose upgrade() stands in another module has its findings, without their line."""
+    (linted.folder / "steps.py").write_text(
+        "from alembic import op\n\ndef upgrade():\n    op.drop_column('users', 'x')\n"
+    )
+    path = linted.revision("r1")
+    path.write_text(path.read_text() + "\nfrom steps import upgrade\n")
+    assert run_lint(linted).stdout.startswith("migrations/versions/r1.py:1: ban-drop-column: ")
+
+
+def test_an_environment_that_is_not_there_is_an_error(linted: Project) -> None:
+    """Alembic's sentence names the folder that it has not found."""
+    (linted.folder / "migrations").rename(linted.folder / "moved")
+    error = run_lint(linted).stderr
+    assert error.startswith("error: Path doesn't exist: ")
+    assert error.count("\n") == 1
 
 
 def test_the_projects_squawk_settings_hold(linted: Project) -> None:

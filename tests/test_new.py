@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, tree
-from processes import run_python
+from processes import kept_environment, run_python
 
 import alembic_templates
 from alembic_templates import cli
@@ -48,9 +48,9 @@ class Desk:
     @property
     def env(self) -> dict[str, str]:
         """The environment variables for the programs."""
-        kept = {key: value for key in ("LANG", "PYTHONPATH") if (value := os.environ.get(key))}
+        kept = kept_environment("PYTHONPATH")
         own = {"HOME": str(self.folder / "home"), "TMPDIR": str(self.folder / "tmp")}
-        other = {"PATH": os.environ["PATH"], "TERM": "dumb", "PYTHONDONTWRITEBYTECODE": "1"}
+        other = {"TERM": "dumb", "PYTHONDONTWRITEBYTECODE": "1"}
         return {**kept, **own, **other}
 
     def run(self, *args: str, code: int = 0, **env: str) -> subprocess.CompletedProcess[str]:

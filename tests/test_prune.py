@@ -147,6 +147,18 @@ def test_a_branch_label_is_not_lost(project: Project) -> None:
     assert files(project) == {"r1", "r2"}
 
 
+def test_a_down_revision_that_is_not_found_is_left_to_its_owner(history: Project) -> None:
+    """An assignment in another's style stops the pruning before a file is deleted."""
+    path = history.folder / "migrations" / "versions" / "r3.py"
+    path.write_text(path.read_text().replace("down_revision = 'r2'", "_, down_revision = 0, 'r2'"))
+    done = prune(history, "r3", "--yes")
+    assert done.stderr == (
+        f"error: {path} has no line `down_revision = …`: set it to None by hand, and delete the "
+        "files before it.\n"
+    )
+    assert files(history) == {"r1", "r2", "r3", "r4"}
+
+
 def test_branches_that_were_merged_before_it_go(project: Project) -> None:
     """A merge can become the base, and an annotated down_revision over several lines is None."""
     project.revision("r1")

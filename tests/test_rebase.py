@@ -176,6 +176,12 @@ def test_without_a_repository_it_asks(branches: Project) -> None:
     assert contents(branches) == before
 
 
+def test_without_git_it_asks(branches: Project) -> None:
+    """Where git is not installed, it is as without a repository."""
+    done = run_rebase(Project(branches.folder, {**branches.env, "PATH": "/nowhere"}))
+    assert (done.returncode, done.stderr) == (1, ASKS)
+
+
 def test_with_both_branches_on_main_it_asks(branches: Project) -> None:
     """Where main has both branches, the head that stays has to be named."""
     git(branches, "init", "--initial-branch", "main")
@@ -403,9 +409,10 @@ def test_a_tenant_that_cannot_be_read_is_said(fleet_branches: Project) -> None:
     assert heads(fleet_branches) == ["f1"]
 
 
-def test_a_sqlite_file_is_not_made(branches: Project, sqlite: Database) -> None:
+@pytest.mark.parametrize("url", ["sqlite:///{}", "sqlite:///file:{}?uri=true"])
+def test_a_sqlite_file_is_not_made(branches: Project, sqlite: Database, url: str) -> None:
     """A database that is not there stops nothing, and is not there afterwards."""
-    branches.set(sqlalchemy__url=sqlite.text)
+    branches.set(sqlalchemy__url=url.format(sqlite.url.database))
     done = run_rebase(branches, "--onto", "r3")
     assert done.returncode == 0, done.stderr
     assert "The database was not asked whether it has these revisions: " in done.stdout
@@ -423,16 +430,48 @@ def test_a_server_that_does_not_answer_stops_nothing(branches: Project) -> None:
     assert heads(branches) == ["f2"]
 
 
-def test_a_down_revision_that_is_no_text_is_left_to_its_owner(branches: Project) -> None:
-    """What is computed is not edited."""
+@pytest.mark.parametrize(
+    "assignment",
+    ["down_revision = 'r' + '1'", "down_revision, _ = 'r1', None", r"down_revision = '\x72\x31'"],
+)
+def test_a_down_revision_that_is_no_text_is_left_to_its_owner(
+    branches: Project, assignment: str
+) -> None:
+    """What is computed, or cannot be found, is not edited."""
     path = branches.folder / "migrations" / "versions" / "f1.py"
-    path.write_text(path.read_text().replace("down_revision = 'r1'", "down_revision = 'r' + '1'"))
+    path.write_text(path.read_text().replace("down_revision = 'r1'", assignment))
     before = contents(branches)
     done = run_rebase(branches, "--onto", "r3")
     assert done.returncode == 1
     assert done.stderr == (
         "error: migrations/versions/f1.py has no line `down_revision = …` with the revision in quotes: set it by "
         "hand.\n"
+    )
+    assert contents(branches) == before
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        pytest.param("down_revision = 'r1'", "2 heads", id="second-assignment"),
+        pytest.param(
+            "assert down_revision == 'r1', 'not r1'",
+            "The revisions cannot be loaded (AssertionError: not r1): correct the file.",
+            id="file-that-cannot-be-loaded",
+        ),
+    ],
+)
+def test_a_history_that_would_not_be_right_is_put_back(
+    branches: Project, line: str, reason: str
+) -> None:
+    """Unless there is one head afterwards, the file is as it was."""
+    path = branches.folder / "migrations" / "versions" / "f1.py"
+    path.write_text(f"{path.read_text()}\n{line}\n")
+    before = contents(branches)
+    done = run_rebase(branches, "--onto", "r3")
+    assert done.stderr == (
+        f"error: The history would not be right with f1 moved ({reason}): nothing was changed, "
+        "use `alembic merge heads`.\n"
     )
     assert contents(branches) == before
 

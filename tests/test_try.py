@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import signal
 import socket
@@ -18,10 +17,13 @@ from pathlib import Path
 
 import pytest
 from conftest import DRIVERS, SUPPORTED, Database, kind_of
-from processes import run_python, start_python
+from processes import kept_environment, run_python, start_python
 from sqlalchemy import URL
 
 from alembic_templates import cli
+from alembic_templates._signals import undisturbed
+from alembic_templates._try import _expect
+from alembic_templates.errors import TemplatesError
 
 STEPS = [
     "render the template",
@@ -51,9 +53,9 @@ class Trial:
     @property
     def env(self) -> dict[str, str]:
         """The environment variables for the command."""
-        kept = {key: value for key in ("LANG", "PYTHONPATH") if (value := os.environ.get(key))}
+        kept = kept_environment("PYTHONPATH")
         own = {"HOME": str(self.folder), "TMPDIR": str(self.temporary)}
-        return {"PATH": os.environ["PATH"], **kept, **own, "PYTHONDONTWRITEBYTECODE": "1"}
+        return {**kept, **own, "PYTHONDONTWRITEBYTECODE": "1"}
 
     @property
     def temporary(self) -> Path:
@@ -512,3 +514,24 @@ def test_interrupted_while_the_server_is_silent(
         done = trial.end(process, code=130)
         proxy.shutdown()
     assert done.stderr == "error: interrupted\n"
+
+
+def test_a_second_request_to_stop_is_not_put_off() -> None:
+    """What is under way is finished after one Ctrl-C, and given up after the second."""
+    done = []
+    with pytest.raises(KeyboardInterrupt), undisturbed():
+        signal.raise_signal(signal.SIGINT)
+        done.append("after the first")
+        signal.raise_signal(signal.SIGINT)
+        done.append("after the second")
+    assert done == ["after the first"]
+
+
+def test_tables_that_are_missing_are_said(sqlite: Database) -> None:
+    """A step after which a table is missing names those that are there."""
+    sqlite.run("CREATE TABLE author (id INTEGER)")
+    with sqlite.engine().connect() as connection, pytest.raises(TemplatesError) as raised:
+        _expect(connection, {"author", "book"})
+    assert str(raised.value) == (
+        "The database has the tables ['author'], and ['author', 'book'] are expected."
+    )
