@@ -447,6 +447,10 @@ def test_results_of_the_benchmarks_become_tables(
         """\
         Measured on: CPUs 2, alembic 1.20.1.
 
+        :::{container} scroll
+        ![The ratios as bars](../benchmarks/results.svg)
+        :::
+
         ### A command with nothing to do
 
         | case | way | compared with | times as long | goal |
