@@ -362,6 +362,54 @@ def test_no_rollback_leads_to_another_tenant(
         assert schemas.versions(name) == {name: "c3" if name in done else "b2"}
 
 
+@pytest.mark.parametrize("in_transaction", [False, True])
+def test_version_that_cannot_be_read_is_the_tenants_own_error(
+    schemas: Fleet, in_transaction: bool
+) -> None:
+    """The others are found at head; in a caller's transaction, which is broken, it is raised."""
+    schemas.project.set(tenants="a b c")
+    schemas.upgrade("create=true")
+    schemas.database.run("ALTER TABLE b.alembic_version RENAME version_num TO other")
+    if in_transaction:
+        with schemas.database.engine().begin() as connection, pytest.raises(DBAPIError):
+            command.upgrade(schemas.project.config(connection=connection), "head")
+        return
+    summary, errors = schemas.failing()
+    assert summary == "0 upgraded, 2 current, 1 failed"
+    assert "Tenant 'b' failed: " in errors
+
+
+def test_purged_versions_of_a_fleet(schemas: Fleet) -> None:
+    """`stamp --purge` sets the version of each tenant, whatever it was."""
+    schemas.project.set(tenants="a b")
+    schemas.upgrade("create=true")
+    schemas.database.run("UPDATE a.alembic_version SET version_num = 'zz'")
+    schemas.alembic("-x", "tenant=all", "stamp", "--purge", "b2")
+    assert schemas.versions("a", "b") == {"a": "b2", "b": "b2"}
+
+
+def test_missing_tenant_on_a_connection_of_the_caller(schemas: Fleet) -> None:
+    """A listed tenant without a schema is named, also if it is the only one."""
+    schemas.project.set(tenants="a")
+    with (
+        schemas.database.engine().connect() as connection,
+        pytest.raises(CommandError, match="Tenant 'a' failed: there is no schema"),
+    ):
+        command.upgrade(schemas.project.config(connection=connection), "head")
+
+
+def test_revision_that_leaves_the_database_of_its_tenant(databases: Fleet) -> None:
+    """After a USE, the next transaction is refused, and nothing of it is committed."""
+    (a,) = databases.names("a")
+    databases.list(a)
+    databases.upgrade("create=true")
+    databases.project.set(transaction_per_migration="true")
+    databases.project.revision("c3", "op.execute('USE information_schema')", down="b2")
+    databases.project.revision("d4", "op.execute('SELECT 1')", down="c3")
+    assert "This transaction runs in database 'information_schema'" in databases.failing()[1]
+    assert databases.versions(a) == {a: "c3"}
+
+
 @pytest.mark.parametrize("replay", ["false", "true"])
 def test_a_rollback_at_the_end_is_not_taken_for_done(schemas: Fleet, replay: str) -> None:
     """A rollback in the last statement of a revision leaves the version as it was."""

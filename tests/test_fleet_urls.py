@@ -90,6 +90,87 @@ def test_upgrade_and_downgrade(files: Project, driver: str, jobs: str, replay: s
     assert made(files) == {"ant.db", "bee.db"}
 
 
+def test_replay_without_its_file_says_so(files: Project) -> None:
+    """Where the owner has deleted replay.py, replay=true is an error that names it."""
+    with_driver(files, "sqlite", "ant", "bee")
+    (files.folder / "migrations/replay.py").unlink()
+    said = refusal(files, "-x", "replay=true", "upgrade", "head")
+    assert said.startswith("replay.py is not in this environment, and replay=true needs it")
+    assert at(files, "ant").tables() == set()
+
+
+@pytest.mark.parametrize(
+    ("option", "block", "reason"),
+    [
+        ("true", False, "transaction_per_migration commits after each revision"),
+        ("false", True, "c3: it asks the connection for in_transaction"),
+    ],
+    ids=["option", "block"],
+)
+def test_several_transactions_are_not_replayed(
+    files: Project, option: str, block: bool, reason: str
+) -> None:
+    """What commits on the way cannot be one script: the log says so, and the revisions run."""
+    with_driver(files, "sqlite", "ant", "bee")
+    files.set(transaction_per_migration=option)
+    if block:
+        files.revision(
+            "c3", "with op.get_context().autocommit_block():\n    op.execute('SELECT 1')", down="b2"
+        )
+    done = files.alembic("-x", "replay=true", "upgrade", "head")
+    assert reason in done.stderr
+    assert last(done.stdout) == "2 upgraded, 0 current, 0 failed"
+    assert at(files, "ant").versions() == {"c3" if block else "b2"}
+
+
+def test_unknown_version_is_the_tenants_own_error(files: Project) -> None:
+    """A tenant at a revision without a file fails alone; an unknown destination fails at once."""
+    with_driver(files, "sqlite", "ant", "bee")
+    files.alembic("upgrade", "a1")
+    at(files, "ant").run("UPDATE alembic_version SET version_num = 'zz'")
+    done = files.alembic("-x", "replay=true", "upgrade", "head", ok=False)
+    assert last(done.stdout) == "1 upgraded, 0 current, 1 failed"
+    assert "The database is at revision zz, which this code does not know" in done.stderr
+    assert "nowhere" in refusal(files, "-x", "replay=true", "upgrade", "nowhere")
+    files.alembic("-x", "tenant=all", "-x", "replay=true", "stamp", "--purge", "b2")
+    assert at(files, "ant").versions() == at(files, "bee").versions() == {"b2"}
+
+
+def test_tenants_of_the_wrong_kind_are_refused(files: Project) -> None:
+    """In TOML the option may be a text or a list of names, and nothing else."""
+    (files.folder / "alembic.ini").unlink()
+    (files.folder / "pyproject.toml").write_text(
+        '[tool.alembic]\nscript_location = "%(here)s/migrations"\ntenants = 5\n'
+    )
+    url = "sqlite:///{tenant}.db"
+    done = files.alembic("upgrade", "head", ok=False, DATABASE_URL=url)
+    assert "Option tenants is 5: expected text or a list of names." in done.stdout + done.stderr
+
+
+def test_schema_of_the_version_table_is_refused(files: Project) -> None:
+    """In a fleet each tenant has its own version table, and the option has no meaning."""
+    files.set(version_table_schema="other")
+    said = refusal(files, "upgrade", "head")
+    assert said.startswith("Option version_table_schema has no meaning in a fleet")
+
+
+def test_url_that_knows_no_tenants(files: Project) -> None:
+    """Without the option tenants, tenants_url is not asked for a tenant that is named."""
+    with_driver(files, "sqlite", "ant")
+    files.set(tenants="", tenants_url="sqlite:///%(here)s/nowhere/none.db")
+    files.alembic("-x", "tenant=ant", "upgrade", "head")
+    assert at(files, "ant").versions() == {"b2"}
+
+
+def test_file_that_is_no_database_is_named(files: Project) -> None:
+    """A command that reads says which tenant it could not read."""
+    with_driver(files, "sqlite", "ant")
+    file(files, "ant").write_text("no database" * 100)
+    said = refusal(files, "-x", "tenant=ant", "check")
+    assert said.startswith("Tenant 'ant' failed: ")
+    assert "file is not a database" in said
+
+
 @pytest.mark.parametrize("replay", ["false", "true"])
 def test_broken_foreign_key_is_named(files: Project, replay: str) -> None:
     """A tenant whose rows lose their parents fails, also by a script, and keeps what it has."""

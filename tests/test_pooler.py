@@ -361,17 +361,32 @@ def test_autocommit_block_is_refused(
 
 @each_single
 @pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ({"transaction_per_migration": "true"}, "option transaction_per_migration"),
+        (
+            {"sqlalchemy__isolation_level": "AUTOCOMMIT"},
+            "a connection at isolation level AUTOCOMMIT",
+        ),
+    ],
+    ids=["option", "autocommit"],
+)
 def test_transaction_for_each_revision_is_refused(
-    single: tuple[Project, str], postgresql: Database, pooler: Pooler, mode: str
+    single: tuple[Project, str],
+    postgresql: Database,
+    pooler: Pooler,
+    mode: str,
+    option: dict[str, str],
+    said: str,
 ) -> None:
     """Several transactions, between which no lock could be held, are refused before the first."""
     project, driver = single
     pooled: Database = getattr(pooler, mode)
     connect_to(project, pooled, driver)
-    project.set(transaction_per_migration="true")
+    project.set(**option)
     done = project.alembic("upgrade", "head", ok=False)
-    assert "pooler" in done.stderr
-    assert "option transaction_per_migration needs one session" in done.stderr
+    assert f"A pooler such as PgBouncer stands before the server, and {said} needs" in done.stderr
     assert "Traceback" not in done.stderr
     assert postgresql.tables() == set()
     check_nothing_is_left(postgresql, pooled)

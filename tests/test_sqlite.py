@@ -415,6 +415,23 @@ def test_violation_made_by_a_revision_is_named(
     assert sqlite.rows("SELECT * FROM parent") == [(1, "a")]
 
 
+@pytest.mark.parametrize("level_of", ["engine", "connection"])
+def test_transaction_of_the_caller_at_autocommit(
+    project: Project, sqlite: Database, level_of: str
+) -> None:
+    """At AUTOCOMMIT a caller's transaction is none; the lock file keeps other runs out."""
+    project.revision("a1", CREATE_ONE)
+    level = {"isolation_level": "AUTOCOMMIT"}
+    engine = create_engine(sqlite.url, **(level if level_of == "engine" else {}))
+    with engine.connect() as connection:
+        if level_of == "connection":
+            connection.execution_options(**level)
+        with connection.begin():
+            command.upgrade(project.config(connection=connection), "head")
+    assert sqlite.versions() == {"a1"}
+    assert not list(Path(str(sqlite.url.database)).parent.glob("*.lock"))
+
+
 def test_violation_of_one_of_two_foreign_keys(project: Project, sqlite: Database) -> None:
     """The columns and values are those of the foreign key that is broken, and of no other."""
     sqlite.run(
