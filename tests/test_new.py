@@ -275,6 +275,16 @@ def test_questions_are_cookiecutter_s_own(desk: Desk) -> None:
     assert tree(desk.work) == tree(expected)
 
 
+def until_it_waits(process: int) -> None:
+    """Wait until a process sleeps, as it does in reading what is typed.
+
+    A signal between the question and the reading would be noticed only with the next line.
+    """
+    state = ["ps", "-o", "stat=", "-p", str(process)]
+    while not subprocess.check_output(state, text=True).startswith("S"):
+        time.sleep(0.01)
+
+
 @pytest.mark.parametrize(
     ("typed", "code", "error"),
     [
@@ -303,6 +313,7 @@ def test_question_left_unanswered(desk: Desk, typed: bytes, code: int, error: st
     )
     assert process.stdout
     asked = process.stdout.read(len("  [1/7] Name"))
+    until_it_waits(process.pid)
     os.write(controller, typed)
     _, errors = process.communicate(timeout=60)
     os.close(controller)
