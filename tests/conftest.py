@@ -91,6 +91,7 @@ def pytest_xdist_auto_num_workers() -> int | None:
     return 2 * (os.cpu_count() or 1)
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in a hook of the same name
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what is missing in old versions, leave cells to `full`, and begin with the longest."""
     newer = [item for item in items if any(not has(*m.args) for m in item.iter_markers("since"))]
@@ -376,11 +377,13 @@ def as_fleet(project: Project, database: Database) -> None:
 @contextmanager
 def without_traces(folder: Path) -> Iterator[None]:
     """Hide a shell's database URL, and forget in the end what was imported from a folder."""
+    before = set(sys.modules)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "path", list(sys.path))
         patch.delenv("DATABASE_URL", raising=False)
         yield
-    for name, module in sys.modules.copy().items():
+    for name in set(sys.modules) - before:
+        module = sys.modules[name]
         places = [getattr(module, "__file__", None), *(getattr(module, "__path__", None) or [])]
         if any(str(place).startswith(str(folder)) for place in places):
             del sys.modules[name]
@@ -479,20 +482,30 @@ def maker(server: URL) -> Iterator[Engine]:
 @pytest.fixture
 def postgresql(postgresql_maker: Engine) -> Iterator[Database]:
     """An empty PostgreSQL database, dropped afterwards."""
-    yield from server_database("postgresql", postgresql_maker, "DROP DATABASE {} WITH (FORCE)")
+    yield from postgresql_database(postgresql_maker)
 
 
 @pytest.fixture
 def mariadb(mariadb_maker: Engine) -> Iterator[Database]:
     """An empty MariaDB database, dropped afterwards."""
-    yield from server_database("mariadb", mariadb_maker, "DROP DATABASE {}")
+    yield from server_database("mariadb", mariadb_maker, "CREATE DATABASE {}", "DROP DATABASE {}")
 
 
-def server_database(kind: str, server: Engine, drop: str) -> Iterator[Database]:
+def postgresql_database(server: Engine) -> Iterator[Database]:
+    """Create a database on a PostgreSQL, and drop it when the test is done."""
+    # The way of before PostgreSQL 15 takes a tenth of the time where nothing is made durable.
+    with server.connect() as connection:
+        version = connection.dialect.server_version_info
+    strategy = "STRATEGY file_copy" if version and version >= (15,) else ""
+    create = f"CREATE DATABASE {{}} {strategy}"
+    yield from server_database("postgresql", server, create, "DROP DATABASE {} WITH (FORCE)")
+
+
+def server_database(kind: str, server: Engine, create: str, drop: str) -> Iterator[Database]:
     """Create a database on a server, and drop it when the test is done."""
     name = f"alembic_templates_{uuid.uuid4().hex[:12]}"
     with server.connect() as connection:
-        connection.execute(text(f"CREATE DATABASE {name}"))
+        connection.execute(text(create.format(name)))
     yield Database(kind, server.url.set(database=name))
     with server.connect() as connection:
         connection.execute(text(drop.format(name)))

@@ -3,9 +3,8 @@
 A test with several parameters is a matrix, and nearly everything that can break shows in one value of
 one parameter. So plain `tox` keeps of each test the cells in which each value occurs, chosen so that
 values occur about equally often; the others get the marker `full`. Where two values together are the
-promise, each pair occurs: in the files of PAIRS. In those of IN_TURN each test keeps one database, and
-tests/test_matrix.py keeps its whole round. Of the tests in KEPT, whose cells take seconds each, the
-named ones stay. A test loses all of its cells in ELSEWHERE alone, which promises nothing of an
+promise, each pair occurs: in the files of PAIRS. In those of IN_TURN each test keeps one database. Of
+the tests in KEPT, whose cells take seconds each, the named ones stay. A test loses all of its cells in ELSEWHERE alone, which promises nothing of an
 environment. The choice follows from the order of the cells alone.
 
 With `--dist loadgroup`, tests that share what takes long to make are run by the process that made it.
@@ -29,15 +28,11 @@ PAIRS = {
 # The files of which a test stays with one database, the next test with the next, and why.
 IN_TURN = {"test_replaceable.py": "it is a module of the scaffold, and its tests do much the same"}
 DATABASES = {"sqlite", "postgresql", "mariadb"}
-# The files of which every cell stays, and why.
-WHOLE = {"test_matrix.py": "the round of each template with each of its drivers"}
 # The tests of which a few cells are enough, and the ids of those.
 KEPT = {
     "test_chooser.py::test_what_is_shown_works": {
         "asyncio-postgresql+asyncpg",
         "multitenant-postgresql+psycopg",
-        "shared-mysql+pymysql",
-        "sync-sqlite",
     },
     "test_command.py::test_commands_at_once_leave_whole_templates": {"0"},
     "test_command.py::test_old_alembic_is_refused_and_can_be_cleared": {"alembic"},
@@ -45,45 +40,51 @@ KEPT = {
     "test_docs.py::test_what_a_page_says_to_run_works": {
         "docs/fleets.md",
         "docs/index.md",
-        "docs/install.md",
         "docs/startup.md",
         "docs/templates/asyncio.md",
-        "docs/templates/multitenant.md",
-        "docs/templates/shared.md",
-        "docs/templates/sync.md",
     },
     "test_fleet_names.py::test_hundreds_of_hostile_names": {"postgresql-200", "mariadb-200"},
+    "test_lines.py::test_commands_of_contributing_select_tests": {
+        ".venv/bin/pytest tests/test_lock.py -k sqlite"
+    },
+    # Each template with each database, and each driver once.
+    "test_matrix.py::test_round": {
+        "asyncio-mysql+aiomysql",
+        "asyncio-postgresql+asyncpg",
+        "asyncio-sqlite+aiosqlite",
+        "multitenant-mysql+asyncmy",
+        "multitenant-postgresql+psycopg2",
+        "multitenant-sqlite",
+        "shared-mysql+mysqldb",
+        "shared-postgresql+psycopg_async",
+        "shared-sqlite+aiosqlite",
+        "sync-mysql+pymysql",
+        "sync-postgresql+psycopg",
+        "sync-sqlite",
+    },
     "test_old_versions.py::test_versions_that_are_too_old_are_named_first": {
         "alembic-multitenant",
-        "alembic-sync",
         "sqlalchemy-asyncio",
-        "sqlalchemy-shared",
     },
     "test_packaging.py::test_new_makes_the_same_project_however_it_is_installed": {"wheel"},
+    "test_packaging.py::test_templates_are_found_however_they_are_installed": {"wheel"},
+    "test_pooler.py::test_fleet_in_ten_runs": {"postgresql+psycopg"},
     "test_pytest_alembic.py::test_built_in_and_experimental_tests_pass": {
         "asyncio-postgresql+asyncpg",
         "multitenant-postgresql+psycopg",
-        "shared-mysql+pymysql",
-        "sync-sqlite",
     },
     "test_readme.py::test_first_steps_work_as_they_are_pasted": {"sqlite"},
     "test_scaffold.py::test_change_of_a_view_and_a_table": {"multitenant-mariadb"},
     "test_scaffold.py::test_project_passes_its_own_tests": {
         "asyncio-sqlite",
         "multitenant-mariadb",
-        "shared-mariadb",
-        "sync-postgresql",
     },
     "test_scaffold.py::test_project_passes_the_type_checker": {
         "asyncio-postgresql",
         "multitenant-postgresql",
-        "shared-sqlite",
-        "sync-mariadb",
     },
-    "test_scaffold.py::test_wheel_brings_its_migrations": {"asyncio-postgresql"},
 }
-# Each database keeps a sync and an async driver; cells of the others are in `full`, but for those of
-# WHOLE.
+# Each database keeps a sync and an async driver; cells of the others are in `full`.
 REPEATED = ("psycopg_async", "aiomysql")
 # Tests that are in `full` as a whole, and why plain `tox` does without them.
 ELSEWHERE = {
@@ -95,6 +96,12 @@ ELSEWHERE = {
     ),
     "test_fleet_restart.py::test_restarts_at_random_moments": (
         "the other tests of the file restart the server at moments that are chosen"
+    ),
+    "test_scaffold.py::test_wheel_brings_its_migrations": (
+        "it downloads what builds a project; test_packaging.py installs a wheel and works with it"
+    ),
+    "test_packaging.py::test_documentation_builds_from_the_sdist": (
+        "it installs all that the documentation is built with; test_docs.py builds the same pages"
     ),
     "test_benchmarks.py": "it measures for a minute, and promises nothing of an environment",
 }
@@ -121,7 +128,7 @@ def select(items: Iterable[pytest.Item]) -> None:
         name = f"{item.path.name}::{getattr(item, 'originalname', item.name)}"
         if name in ELSEWHERE or item.path.name in ELSEWHERE:
             item.add_marker(pytest.mark.full)
-        elif item.path.name not in WHOLE and hasattr(item, "callspec"):
+        elif hasattr(item, "callspec"):
             assert isinstance(item, pytest.Function)
             matrices.setdefault(name, []).append(item)
     for name, cells in matrices.items():

@@ -12,7 +12,7 @@ from textwrap import dedent
 import pytest
 from alembic import command
 from alembic.config import Config
-from conftest import ROOT, Database, Project, server_database, skip
+from conftest import ROOT, Database, Project, postgresql_database, skip
 from sqlalchemy import Column, Integer, MetaData, NullPool, Table, create_engine, make_url
 from sqlalchemy.exc import OperationalError
 
@@ -231,7 +231,7 @@ def postgis() -> Iterator[Database]:
     if not found:
         skip(f"{server} has no PostGIS: install it, on Debian postgresql-VERSION-postgis-3.")
     engine = create_engine(server, isolation_level="AUTOCOMMIT", poolclass=NullPool)
-    for database in server_database("postgresql", engine, "DROP DATABASE {} WITH (FORCE)"):
+    for database in postgresql_database(engine):
         database.run("CREATE EXTENSION postgis")
         yield database
 

@@ -8,11 +8,12 @@ import sys
 from collections import defaultdict
 from functools import cache
 from itertools import combinations
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from conftest import ROOT
-from selection import ELSEWHERE, IN_TURN, KEPT, PAIRS, REPEATED, WHOLE
+from conftest import MATRIX, ROOT, SUPPORTED, kind_of
+from selection import ELSEWHERE, IN_TURN, KEPT, PAIRS, REPEATED
 
 # Prints the file, the test, the id, the values and whether plain tox leaves it out, of each cell.
 COLLECT = """
@@ -69,11 +70,7 @@ def test_no_test_is_left_out() -> None:
     """Each test has a cell in plain `tox`; what the tables name exists, and leaves something out."""
     gone = [name for name, cells in matrices().items() if all(cell.left for cell in cells)]
     assert {name if name in ELSEWHERE else name.partition("::")[0] for name in gone} == {*ELSEWHERE}
-    assert {cell.file for cells in matrices().values() for cell in cells} >= {
-        *PAIRS,
-        *IN_TURN,
-        *WHOLE,
-    }
+    assert {cell.file for cells in matrices().values() for cell in cells} >= {*PAIRS, *IN_TURN}
     for name, ids in KEPT.items():
         assert {cell.id for cell in matrices()[name] if not cell.left} == ids
         assert any(cell.left for cell in matrices()[name])
@@ -85,13 +82,28 @@ def test_each_value_of_a_matrix_stays_in_plain_tox() -> None:
     missing = []
     for name, cells in matrices().items():
         few = [cell for cell in cells if not any(each in (cell.id or "") for each in REPEATED)]
-        if (
-            name not in {*KEPT, *ELSEWHERE}
-            and few
-            and few[0].file not in {*ELSEWHERE, *IN_TURN, *WHOLE}
-        ):
+        if name not in {*KEPT, *ELSEWHERE} and few and few[0].file not in {*ELSEWHERE, *IN_TURN}:
             strength = 2 if few[0].file in PAIRS else 1
             if met(few, strength) != met([cell for cell in few if not cell.left], strength):
                 missing.append(name)
     assert missing == []
-    assert not any(cell.left for name in WHOLE for cell in matrices()[f"{name}::test_round"])
+
+
+@pytest.mark.xdist_group("matrices")
+def test_each_template_and_each_driver_does_the_round_in_plain_tox() -> None:
+    """Of the round of commands each template with each database stays, and each driver."""
+    cells = [cell.values for cell in matrices()["test_matrix.py::test_round"] if not cell.left]
+    rounds = {(cell["template"].strip("'"), cell["driver"].strip("'")) for cell in cells}
+    assert {(template, kind_of(driver)) for template, driver in rounds} == {
+        (template, kind_of(driver)) for template, drivers in SUPPORTED.items() for driver in drivers
+    }
+    assert {driver for _, driver in rounds} == {each for some in MATRIX.values() for each in some}
+
+
+def test_what_takes_long_to_make_is_made_by_one_process(
+    type_cache: Path, request: pytest.FixtureRequest
+) -> None:
+    """With `--dist loadgroup`, which reads the group from the name, each test has one that shares."""
+    assert type_cache.is_dir()
+    in_groups = getattr(request.config.option, "loadgroup", False)
+    assert request.node.nodeid.endswith("@type_cache") == in_groups
