@@ -22,7 +22,7 @@ from sandboxes import Program, Sandbox, make_venv
 import alembic_templates
 from alembic_templates import cli
 from alembic_templates._catalog import catalog, templates_folder
-from alembic_templates._install import install, needed
+from alembic_templates._install import install, needed, target_of
 
 SHARED = templates_folder() / "shared"
 OTHER = "its answer is not a Python's"
@@ -379,7 +379,7 @@ def script(folder: Path, *lines: str) -> Path:
         ),
         pytest.param(
             lambda folder: make_venv(folder / "bare"),
-            "ModuleNotFoundError: No module named 'alembic'",
+            "importlib.metadata.PackageNotFoundError: No package metadata was found for alembic",
             id="without-alembic",
         ),
         pytest.param(
@@ -415,6 +415,25 @@ def test_python_that_cannot_be_used_is_one_sentence(
         f"{python} cannot be used ({reason}): expected a Python that has Alembic 1.16 or later, "
         "such as .venv/bin/python."
     )
+
+
+def test_another_alembic_found_first_is_refused(sandbox: Sandbox) -> None:
+    """A project's own package of that name, on PYTHONPATH, is not where templates are put."""
+    other = sandbox.folder / "alembic"
+    other.mkdir()
+    (other / "__init__.py").touch()
+    script = sandbox.python.with_name("alembic-templates")
+    own = {"PYTHONPATH": str(sandbox.folder)}
+    done = sandbox.run(sandbox.python, script, "install", code=1, **own)
+    assert f"({other}/templates does not exist)" in done.stderr
+    assert list(other.iterdir()) == [other / "__init__.py"]
+
+
+def test_folder_is_where_alembic_looks(sandbox: Sandbox) -> None:
+    """What is found without an import of Alembic is what Alembic says itself."""
+    said = "from alembic.config import Config; print(Config().get_template_directory())"
+    assert sandbox.run(sandbox.python, "-c", said).stdout == f"{sandbox.templates}\n"
+    assert target_of(str(sandbox.python)).folder == sandbox.templates
 
 
 def test_oldest_versions_are_those_of_the_dependencies() -> None:

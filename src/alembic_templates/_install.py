@@ -30,21 +30,25 @@ if sys.platform != "win32":
 # since `alembic init` copies files alone.
 MANIFEST = Path(".alembic-templates", "manifest.json")
 
-# Asked in a process of that Python, which need not have this package.
+# Asked in a process of that Python, which need not have this package, without an import of Alembic,
+# which takes half a second. A module of the same name, found first, has no such folder.
 _QUERY = """
 import json
 import sys
-from importlib.metadata import files
-import alembic
-import sqlalchemy
-from alembic.config import Config
+from importlib.metadata import files, version
+from importlib.util import find_spec
+from pathlib import Path
+versions = {name: version(name) for name in ("alembic", "sqlalchemy")}
 shipped = {f.parts[2] for f in files("alembic") or () if f.parts[:2] == ("alembic", "templates")}
+folder = Path(find_spec("alembic").origin).absolute().with_name("templates")
+if not folder.is_dir():
+    sys.exit(f"{folder} does not exist")
 print(json.dumps({
-    "folder": Config().get_template_directory(),
+    "folder": str(folder),
     "shipped": sorted(shipped),
     "python": sys.executable,
     "prefix": sys.prefix,
-    "versions": {"alembic": alembic.__version__, "sqlalchemy": sqlalchemy.__version__},
+    "versions": versions,
 }))
 """
 
