@@ -20,15 +20,16 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
 from select import select
 from types import ModuleType
-from typing import cast
+from typing import NoReturn, cast
 
 IMPORTED = (
     "alembic.autogenerate.rewriter",
@@ -254,7 +255,7 @@ def serve() -> None:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             if child := os.fork():
                 report(child, list(files))
-            return become(json.loads(message), list(files))
+            end_with(partial(become, json.loads(message), list(files)))
         for file in files:
             os.close(file)
 
@@ -267,6 +268,34 @@ def report(child: int, files: list[int]) -> None:
     _, status = os.waitpid(child, 0)
     os.write(files[3], f"{os.waitstatus_to_exitcode(status)}\n".encode())
     os._exit(0)
+
+
+def end_with(program: Callable[[], None]) -> NoReturn:
+    """Run a program and end as an interpreter does, but leave its memory to the system.
+
+    To take apart all that was imported for it takes several times as long as a command.
+    """
+    code = 0
+    try:
+        program()
+    except SystemExit as ending:
+        if isinstance(ending.code, str):
+            print(ending.code, file=sys.stderr)
+        code = ending.code if isinstance(ending.code, int) else int(ending.code is not None)
+    except KeyboardInterrupt:
+        sys.excepthook(*sys.exc_info())
+        code = -signal.SIGINT
+    except BaseException:  # noqa: BLE001 - whatever a program ends with
+        sys.excepthook(*sys.exc_info())
+        code = 1
+    threading._shutdown()  # type: ignore[attr-defined] # waits for threads, as the end does
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code == -signal.SIGINT:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+    os._exit(code & 255)
 
 
 def become(request: dict[str, object], files: list[int]) -> None:

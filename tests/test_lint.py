@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import ROOT, Database, Project, original, render, without_traces
+from processes import run_python
 
 from alembic_templates._lint import lint
 from alembic_templates._lint_rules import OWN, SQUAWK, is_constant, is_widened
@@ -245,15 +246,20 @@ def run_lint(
     project: Project, *args: str, ok: bool = False, python: str = sys.executable, **env: str
 ) -> subprocess.CompletedProcess[str]:
     """Run the command in a project; fail the test unless its exit code is 0 if `ok`, or else 1."""
-    done = subprocess.run(
-        [python, "-m", "alembic_templates.cli", "lint", *args],
-        cwd=project.folder,
-        env={**project.env, **env},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    command = ["-m", "alembic_templates.cli", "lint", *args]
+    own = {**project.env, **env}
+    if python == sys.executable:
+        done = run_python(command, project.folder, own, timeout=60)
+    else:
+        done = subprocess.run(
+            [python, *command],
+            cwd=project.folder,
+            env=own,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
     assert done.returncode == (0 if ok else 1), done.stdout + done.stderr
     return done
 

@@ -16,6 +16,7 @@ from alembic.script import ScriptDirectory
 from conftest import Database, Project, render
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from processes import run_python
 from sqlalchemy import create_engine, inspect, text
 
 from alembic_templates._rebase import rebase
@@ -25,15 +26,8 @@ EXAMPLES = int(os.environ.get("REBASE_EXAMPLES", "12"))
 
 def run_rebase(project: Project, *args: str) -> subprocess.CompletedProcess[str]:
     """Run the command in a project."""
-    return subprocess.run(
-        [sys.executable, "-m", "alembic_templates.cli", "rebase", *args],
-        cwd=project.folder,
-        env=project.env,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    command = ["-m", "alembic_templates.cli", "rebase", *args]
+    return run_python(command, project.folder, project.env, timeout=60)
 
 
 def git(project: Project, *args: str) -> None:
