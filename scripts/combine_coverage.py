@@ -14,6 +14,7 @@ from __future__ import annotations
 import ast
 import sys
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import coverage
@@ -29,6 +30,7 @@ ORDER = ("multitenant", "shared", "asyncio", "sync")
 EXCEPTIONS = Path(__file__).with_name("uncovered.toml")
 
 
+@cache
 def places() -> dict[bytes, Path]:
     """Return the file that each content belongs to: those of the templates and of the command."""
     found: dict[bytes, Path] = {}
