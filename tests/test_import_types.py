@@ -382,6 +382,16 @@ def test_without_the_rule_nothing_is_imported(project: Project, sqlite: Database
     assert "import sqlmodel" not in code
 
 
+def test_a_type_of_other_databases_is_compared_without_those(
+    project: Project, postgresql: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A type of ours for which this database has another is made again, and nothing is said."""
+    code = upgrade_of(project, postgresql, "own")
+    variant = "sa.Numeric(precision=10, scale=2), 'postgresql'"
+    assert f"sa.Column('twice', myapp.types.Name(length=30).with_variant({variant})" in code
+    assert [each.getMessage() for each in caplog.records if each.levelname == "WARNING"] == []
+
+
 def test_what_cannot_be_made_again_is_said(
     project: Project, sqlite: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
