@@ -98,8 +98,10 @@ TESTS = {
     "tenants": ["fleet_pairs", "fleet_parts", "fleet_names", "fleet"],
     "turns": ["commands", "lock", "ddl_lock_retries"],
 }
-# Tests that read the sources. They find a fault by how it is written, and not by what it does.
+# Tests that read the sources, or compare two copies of them. They find a fault by how it is written,
+# and not by what it does.
 READERS = [
+    "test_command.py::test_commands_at_once_leave_whole_templates",
     "test_docs.py::test_errors_of_the_environments_are_all_quoted",
     "test_docs.py::test_quoted_errors_stand_in_the_sources",
     "test_lines.py",
