@@ -4,8 +4,9 @@ A test with several parameters is a matrix, and nearly everything that can break
 one parameter. So plain `tox` keeps of each test the cells in which each value occurs, chosen so that
 values occur about equally often; the others get the marker `full`. Where two values together are the
 promise, each pair occurs: in the files of PAIRS. In those of IN_TURN each test keeps one database. Of
-the tests in KEPT, whose cells take seconds each, the named ones stay. A test loses all of its cells in ELSEWHERE alone, which promises nothing of an
-environment. The choice follows from the order of the cells alone.
+the tests in KEPT, whose cells take seconds each, the named ones stay. A test loses all of its cells in
+ELSEWHERE alone, which promises nothing of an environment. The choice follows from the order of the
+cells alone.
 
 With `--dist loadgroup`, tests that share what takes long to make are run by the process that made it.
 """
@@ -47,17 +48,20 @@ KEPT = {
     "test_lines.py::test_commands_of_contributing_select_tests": {
         ".venv/bin/pytest tests/test_lock.py -k sqlite"
     },
-    # Each template with each database, and each driver once.
+    # Each template with each database, by a sync driver if it has one, and each driver.
     "test_matrix.py::test_round": {
         "asyncio-mysql+aiomysql",
-        "asyncio-postgresql+asyncpg",
+        "asyncio-postgresql+psycopg_async",
         "asyncio-sqlite+aiosqlite",
-        "multitenant-mysql+asyncmy",
-        "multitenant-postgresql+psycopg2",
+        "multitenant-mysql+pymysql",
+        "multitenant-postgresql+asyncpg",
+        "multitenant-postgresql+psycopg",
         "multitenant-sqlite",
-        "shared-mysql+mysqldb",
-        "shared-postgresql+psycopg_async",
-        "shared-sqlite+aiosqlite",
+        "shared-mysql+asyncmy",
+        "shared-mysql+pymysql",
+        "shared-postgresql+psycopg2",
+        "shared-sqlite",
+        "sync-mysql+mysqldb",
         "sync-mysql+pymysql",
         "sync-postgresql+psycopg",
         "sync-sqlite",
