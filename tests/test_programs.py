@@ -136,6 +136,29 @@ def test_a_folder_under_another_name_is_the_applications_package(
     assert mine == {f"{module.__package__}.settings"}
 
 
+def test_a_program_catches_the_error_that_it_imports(tmp_path: Path, sqlite: Database) -> None:
+    """Whatever came first, and however often Alembic has put the project on the path."""
+    project = render("shared", tmp_path)
+    project.set(lock_timeout="0")
+    project.revision("a1", CREATE)
+    with sqlite.engine().connect() as other:
+        other.exec_driver_sql("BEGIN IMMEDIATE")
+        said = project.python(
+            "from alembic import command\n"
+            "from alembic.config import Config\n"
+            "config = Config('alembic.ini')\n"
+            "command.current(config)\n"
+            "from migrations.migration_lock import LockNotAvailable\n"
+            "for _ in range(2):\n"
+            "    try:\n"
+            "        command.upgrade(config, 'head')\n"
+            "    except LockNotAvailable:\n"
+            "        print('caught')\n",
+            DATABASE_URL=sqlite.text,
+        )
+    assert said.stdout.split().count("caught") == 2
+
+
 def test_two_folders_of_one_name_on_the_path_stay_apart(
     tmp_path: Path, sqlite: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:

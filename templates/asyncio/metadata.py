@@ -14,7 +14,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.util import CommandError, to_list
 from sqlalchemy import MetaData, Table
 
-from .optional_files import is_here
+from .optional_files import is_here, require_file
 from .settings import Settings
 
 Models = MetaData | list[MetaData] | None
@@ -110,17 +110,13 @@ def autogenerate_hooks(settings: Settings, metadata: Models) -> dict[str, Any]:
 
     # Without include_schemas, the tables of a schema would be created again each time.
     hooks = {"include_schemas": len(schemas) > 1, "include_name": include_name}
-    if is_here("autogenerate_rules"):
-        from . import autogenerate_rules  # type: ignore[attr-defined,unused-ignore]
-
-        return {**hooks, **autogenerate_rules.rules(settings, tables)}
     if settings.autogenerate_rules:
-        raise CommandError(
-            "Option autogenerate_rules names rules, and autogenerate_rules.py is not "
-            "in this environment: take the option away, or copy the file from the "
-            "template."
-        )
-    return hooks
+        require_file("autogenerate_rules", "option autogenerate_rules")
+    if not is_here("autogenerate_rules"):
+        return hooks
+    from . import autogenerate_rules  # type: ignore[attr-defined,unused-ignore]
+
+    return {**hooks, **autogenerate_rules.rules(settings, tables)}
 
 
 def require_models(migrations: MigrationContext, settings: Settings) -> None:

@@ -126,9 +126,11 @@ def is_alembic_command(config: Config) -> bool:
     A program that calls alembic.config.main() has `cmd_opts` as well, so the name of
     the program is looked at too. The answer decides who may set up logging and print.
     """
+    if not hasattr(config.cmd_opts, "cmd"):
+        return False
     program = Path(sys.argv[0])
     name = program.parent.name if program.stem == "__main__" else program.stem
-    return name == "alembic" and hasattr(config.cmd_opts, "cmd")
+    return name == "alembic"
 
 
 def command_of(settings: Settings, migrations: MigrationContext) -> str | None:

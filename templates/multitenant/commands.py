@@ -33,7 +33,7 @@ from sqlalchemy import Column, Connection, MetaData, inspect
 
 from .connections import unusable
 from .metadata import require_tables
-from .optional_files import is_here
+from .optional_files import require_file
 from .settings import seconds
 from .turns import Turn
 
@@ -189,11 +189,7 @@ class Migrations:
         exist. See "Print Python Code to Generate Particular Database Tables" in the
         cookbook.
         """
-        if not is_here("render"):
-            raise CommandError(
-                "render.py is not in this environment, and render() needs it: copy the "
-                "file from the template that this environment was made of."
-            )
+        require_file("render", "render()")
         from .render import render_tables  # type: ignore[import,unused-ignore]
 
         code: list[str] = []
@@ -247,6 +243,7 @@ class Migrations:
             **self.config.attributes,
             **(attributes or {}),
             "series_command": name,
+            "series_package": __package__,
             "series_sleep": turn.sleep,
         }
         with turn:

@@ -6,7 +6,7 @@ version table. What stands in Config.attributes["connection"] is the caller's.
 
 import sys
 from functools import partial
-from pathlib import Path
+from os.path import basename, dirname, realpath
 from types import ModuleType
 from typing import Any
 
@@ -26,16 +26,18 @@ if not hasattr(context.config, "get_alembic_option") or sqlalchemy.__version__ <
 # application has imported this folder, the package has the same name here, so that no
 # class exists twice. If not, its name is the path, so that two environments do not mix.
 if not __package__:
-    here = Path(__file__).parent.resolve()
-    __package__ = f"alembic environment {str(here).replace('.', '%2E')}"
-    names = Path(__file__).parent.name, here.name
-    for name in [each for each in [*sys.modules] if each.endswith(names)]:
+    here = realpath(dirname(__file__))
+    __package__ = f"{here.replace('.', '%2E')} (alembic environment)"
+    names = basename(dirname(__file__)), basename(here)
+    likely = context.config.attributes.get("series_package", "")
+    for name in (each for each in [likely, *sys.modules] if each.endswith(names)):
         paths = getattr(sys.modules.get(name), "__path__", [])
-        if [Path(path).resolve() for path in paths] == [here]:
+        if {realpath(path) for path in paths} == {here}:
             __package__ = name
+            break
     if __package__ not in sys.modules:
         sys.modules[__package__] = ModuleType(__package__)
-        sys.modules[__package__].__path__ = [str(here)]
+        sys.modules[__package__].__path__ = [here]
     __spec__.name = f"{__package__}.env"
 
 from sqlalchemy import URL, Connection

@@ -31,9 +31,9 @@ class Result:
     `outcome` is "changed", "current" (there was nothing to do), "failed", "locked" (by
     another run, so that it is tried again at the end), "down" (its server does not
     answer), or "lost" (the worker process has ended). `revision` is where the tenant is
-    now, or that in which it has failed; empty at base, None if that is not known. `error` is one line,
-    `trace` the traceback if --raiseerr asks for it, and `seconds` the time that the
-    tenant took, 0 if it was not started.
+    now, or that in which it has failed; empty at base, None if that is not known.
+    `error` is one line, `trace` the traceback if --raiseerr asks for it, and `seconds`
+    the time that the tenant took, 0 if it was not started.
     """
 
     name: str
@@ -73,8 +73,9 @@ class Run:
 
     A tenant is in `waiting`, then in `under_way` while a worker has it. In `locked` are
     those that another run has. `done` is the word of the summary for a changed tenant.
-    `failures` has the failed ones by the words of their errors. `shown` is called with each result.
-    `stopped_by` is the number of the signal that has stopped the run, None without one.
+    `failures` has the failed ones by the words of their errors. `shown` is called with
+    each result. `stopped_by` is the number of the signal that has stopped the run, None
+    without one.
     """
 
     def __init__(self, fleet: Fleet) -> None:

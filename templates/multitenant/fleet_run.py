@@ -40,7 +40,7 @@ from .fleet_read import read
 from .fleet_report import Result, Run, report
 from .fleet_servers import server_of, shown_server
 from .migration_lock import LockNotAvailable, TurnLost, reads_only, revisions_in
-from .optional_files import is_here
+from .optional_files import is_here, require_file
 from .tenants import Tenant, chosen, is_several
 
 log = logging.getLogger("alembic.env")
@@ -152,11 +152,7 @@ def with_scripts(
     A script is rendered once for all tenants that are at the same version. Raises
     CommandError if the owner has deleted replay.py.
     """
-    if not is_here("replay"):
-        raise CommandError(
-            "replay.py is not in this environment, and replay=true needs it: take the "
-            "option away, or copy the file from the template."
-        )
+    require_file("replay", "replay=true")
     from .replay import render_scripts  # type: ignore[import,unused-ignore]
 
     filled: list[Tenant] = render_scripts(fleet, tenants, connection)

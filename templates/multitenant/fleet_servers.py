@@ -38,9 +38,9 @@ class Servers:
     """The connections of a run, and what is known of its servers.
 
     `answered` has those that have answered, and `down` those that do not, each with its
-    name as it is shown, and the reason. Worker processes that are forked know what their parent has found out. The
-    byte `stopped`, which they share with it, is 1 if the run was stopped: they wait no
-    longer then.
+    name as it is shown, and the reason. Worker processes that are forked know what
+    their parent has found out. The byte `stopped`, which they share with it, is 1 if
+    the run was stopped: they wait no longer then.
     """
 
     def __init__(self, settings: Settings) -> None:

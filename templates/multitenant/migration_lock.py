@@ -30,7 +30,7 @@ from alembic.util import CommandError, to_tuple
 from sqlalchemy import Connection, event, inspect
 from sqlalchemy.exc import PendingRollbackError
 
-from .optional_files import is_here
+from .optional_files import is_here, require_file
 from .settings import Settings, command_of
 
 log = logging.getLogger("alembic.env")
@@ -127,13 +127,9 @@ def migration_lock(
         # Without this, Alembic creates its version table in an empty database.
         migrations.opts["dont_mutate"] = True
     set_autocommit_block(run)
-    migrations.on_version_apply_callbacks += (partial(require_no_rollback, run),)
     with version_errors(migrations), cleaned_up(migrations), lock_of(run):
         require_schema(connection, settings.version_table_schema)
-        with (
-            listening(connection, BEFORE_STATEMENT, refuse_rollback),
-            listening(connection, "rollback", partial(note_rollback, run)),
-        ):
+        with nullcontext() if run.reads_only else rollbacks_refused(run):
             yield run
 
 
@@ -160,15 +156,12 @@ def lock_of(run: Run) -> AbstractContextManager[None]:
     """
     dialect = run.connection.dialect.name
     module = LOCKS.get(dialect)
+    if module and not run.reads_only:
+        require_file(module, f"the migration lock on {dialect}")
     if module and is_here(module):
         held: AbstractContextManager[None]
         held = import_module(f".{module}", __package__).hold(run)
         return held
-    if module and not run.reads_only:
-        raise CommandError(
-            f"{module}.py is not in this environment, and holds the migration lock on "
-            f"{dialect}: copy it from the template that this environment was made of."
-        )
     if not run.reads_only:
         log.warning(
             "There is no migration lock for %s: run migrations from one process at a "
@@ -211,6 +204,21 @@ def version_errors(migrations: MigrationContext) -> Iterator[None]:
             "know: a newer deployment has migrated it, or the file was deleted; run "
             "the command from the code that has this revision."
         ) from error
+
+
+@contextmanager
+def rollbacks_refused(run: Run) -> Iterator[None]:
+    """Raise CommandError for a revision that rolls back what the run has done.
+
+    ROLLBACK is refused before it is sent. What rolls back through SQLAlchemy is noted,
+    and refused at the end of the revision.
+    """
+    run.migrations.on_version_apply_callbacks += (partial(require_no_rollback, run),)
+    with (
+        listening(run.connection, BEFORE_STATEMENT, refuse_rollback),
+        listening(run.connection, "rollback", partial(note_rollback, run)),
+    ):
+        yield
 
 
 def refuse_rollback(_c: Connection, _u: Any, statement: str, *_more: Any) -> None:
@@ -266,11 +274,7 @@ def in_transaction(run: Run, work: Callable[[], T]) -> T:
     """
     if run.settings.ddl_lock_timeout is None or run.reads_only:
         return in_one_transaction(run, work)
-    if not is_here("ddl_retries"):
-        raise CommandError(
-            "ddl_retries.py is not in this environment, and ddl_lock_timeout needs it: "
-            "take the setting away, or copy the file from the template."
-        )
+    require_file("ddl_retries", "ddl_lock_timeout")
     from .ddl_retries import retried  # type: ignore[import,unused-ignore]
 
     result: T = retried(run, work)

@@ -20,7 +20,7 @@ from alembic.util import CommandError
 from sqlalchemy import Column, Table
 from sqlalchemy.schema import SchemaItem
 
-from .optional_files import is_here
+from .optional_files import is_here, require_file
 from .settings import Settings, command_of
 
 log = logging.getLogger("alembic.env")
@@ -49,11 +49,8 @@ def rules(settings: Settings, tables: list[Table]) -> dict[str, Any]:
                 f"Option autogenerate_rules names {name!r}: expected some of "
                 f"{', '.join(known)}."
             )
-        if name in MODULES and settings.autogenerate_rules and not is_here(name):
-            raise CommandError(
-                f"Option autogenerate_rules names {name}, and {name}.py is not in this "
-                "environment: take the name away, or copy the file from the template."
-            )
+        if name in MODULES and settings.autogenerate_rules:
+            require_file(name, "option autogenerate_rules")
     views = {(each.schema, each.name) for each in tables if each.info.get("is_view")}
     applied = Rules(settings, names, views)
     hooks: dict[str, Any] = {

@@ -6,7 +6,7 @@ nothing, an engine is made for the database URL, and disposed of at the end.
 """
 
 import sys
-from pathlib import Path
+from os.path import basename, dirname, realpath
 from types import ModuleType
 from typing import Any
 
@@ -26,16 +26,18 @@ if not hasattr(context.config, "get_alembic_option") or sqlalchemy.__version__ <
 # application has imported this folder, the package has the same name here, so that no
 # class exists twice. If not, its name is the path, so that two environments do not mix.
 if not __package__:
-    here = Path(__file__).parent.resolve()
-    __package__ = f"alembic environment {str(here).replace('.', '%2E')}"
-    names = Path(__file__).parent.name, here.name
-    for name in [each for each in [*sys.modules] if each.endswith(names)]:
+    here = realpath(dirname(__file__))
+    __package__ = f"{here.replace('.', '%2E')} (alembic environment)"
+    names = basename(dirname(__file__)), basename(here)
+    likely = context.config.attributes.get("series_package", "")
+    for name in (each for each in [likely, *sys.modules] if each.endswith(names)):
         paths = getattr(sys.modules.get(name), "__path__", [])
-        if [Path(path).resolve() for path in paths] == [here]:
+        if {realpath(path) for path in paths} == {here}:
             __package__ = name
+            break
     if __package__ not in sys.modules:
         sys.modules[__package__] = ModuleType(__package__)
-        sys.modules[__package__].__path__ = [str(here)]
+        sys.modules[__package__].__path__ = [here]
     __spec__.name = f"{__package__}.env"
 
 from .connections import dialect_errors, run_on, run_on_url, url_of
@@ -77,8 +79,7 @@ def configure(dialect: str, **target: Any) -> None:
 
 def run_migrations(connection: sqlalchemy.Connection) -> None:
     """Run the command on a connection, in the caller's transaction or in our own."""
-    # Send no statement before the lock: it would begin a transaction, which Alembic
-    # takes for one of the caller and does not commit.
+    # Send nothing before the lock: Alembic would take its transaction for the caller's.
     configure(connection.dialect.name, connection=connection)
     with migration_lock(connection, context.get_context(), settings) as run:
         # A new transaction is begun if a table was not free in ddl_lock_timeout.
@@ -90,8 +91,7 @@ def run_migrations_offline() -> None:
     given = settings.connection
     url = database_url(settings, is_offline=True) if given is None else url_of(given)
     named = {"paramstyle": "named"}
-    dialect = url.get_backend_name()
-    configure(dialect, url=url, literal_binds=True, dialect_opts=named)
+    configure(url.get_backend_name(), url=url, literal_binds=True, dialect_opts=named)
     with version_errors(context.get_context()), context.begin_transaction():
         context.run_migrations()
 
