@@ -153,10 +153,30 @@ def test_a_down_revision_that_is_not_found_is_left_to_its_owner(history: Project
     path.write_text(path.read_text().replace("down_revision = 'r2'", "_, down_revision = 0, 'r2'"))
     done = prune(history, "r3", "--yes")
     assert done.stderr == (
-        f"error: {path} has no line `down_revision = …`: set it to None by hand, and delete the "
-        "files before it.\n"
+        "error: migrations/versions/r3.py has no line `down_revision = …` with the revision in "
+        "quotes: set it to None by hand.\n"
     )
     assert files(history) == {"r1", "r2", "r3", "r4"}
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+def test_nothing_else_is_changed_in_the_base(history: Project, ending: str) -> None:
+    """The ends of lines stay as they are, and so does what only looks like the assignment."""
+    path = history.folder / "migrations" / "versions" / "r2.py"
+    before = (
+        '"""Größe.\n\nRevision ID: r2\nRevises: r1\n"""\n'
+        "down_revision_note = 'r1'\n"
+        "revision, down_revision = None, None\n"
+        "revision = 'r2'\n"
+        "down_revision: str = 'r1'  # was 'r1'\n"
+        "def upgrade() -> None:\n    'Revises: r1'\n"
+    ).replace("\n", ending)
+    path.write_bytes(("# coding: latin-1" + ending + before).encode("latin-1"))
+    assert prune(history, "r2", "--yes").returncode == 0
+    after = before.replace("Revises: r1" + ending + '"', "Revises:" + ending + '"')
+    after = after.replace("str = 'r1'", "str = None")
+    assert path.read_bytes() == ("# coding: latin-1" + ending + after).encode("latin-1")
+    assert files(history) == {"r2", "r3", "r4"}
 
 
 def test_branches_that_were_merged_before_it_go(project: Project) -> None:

@@ -438,8 +438,8 @@ def test_a_down_revision_that_is_no_text_is_left_to_its_owner(
     done = run_rebase(branches, "--onto", "r3")
     assert done.returncode == 1
     assert done.stderr == (
-        "error: migrations/versions/f1.py has no line `down_revision = …` with the revision in quotes: set it by "
-        "hand.\n"
+        "error: migrations/versions/f1.py has no line `down_revision = …` with the revision in "
+        "quotes: set it to 'r3' by hand.\n"
     )
     assert contents(branches) == before
 
@@ -497,11 +497,11 @@ def test_what_python_has_compiled_is_not_taken_for_the_new_file(branches: Projec
     program = f"""
         import os
         from alembic_templates import _rebase
-        write = _rebase._write
+        write = _rebase.replace_file
         def at_once(path, content):
             write(path, content)
             os.utime(path, ns=({stat.st_atime_ns}, {stat.st_mtime_ns}))
-        _rebase._write = at_once
+        _rebase.replace_file = at_once
         from alembic_templates.cli import main
         raise SystemExit(main(["rebase", "--onto", "r3"]))
     """

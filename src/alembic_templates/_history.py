@@ -69,6 +69,12 @@ def parents(script: Script) -> tuple[str, ...]:
     return found
 
 
+def labels(script: Script) -> tuple[str, ...]:
+    """Return the branch labels that stand in the file of a revision."""
+    found: tuple[str, ...] = to_tuple(getattr(script.module, "branch_labels", None), default=())
+    return found
+
+
 def dependencies(directory: ScriptDirectory, script: Script) -> list[Script]:
     """Return the revisions that one depends on, which it may name by a label or a part of an id."""
     found: list[Script] = []

@@ -8,14 +8,8 @@ What cannot be known to be right is refused.
 
 from __future__ import annotations
 
-import ast
-import os
-import re
-import shutil
-import tempfile
-import tokenize
 from dataclasses import dataclass
-from importlib.util import cache_from_source
+from itertools import chain
 from pathlib import Path
 
 from alembic.config import Config
@@ -24,7 +18,16 @@ from alembic.script import Script, ScriptDirectory
 from alembic_templates._alembic_config import config_of
 from alembic_templates._applied import applied_heads
 from alembic_templates._git import on_main
-from alembic_templates._history import ancestors, dependencies, find, load, parents, place
+from alembic_templates._history import (
+    ancestors,
+    dependencies,
+    find,
+    labels,
+    load,
+    parents,
+    place,
+)
+from alembic_templates._revision_file import replace_file, with_down_revision
 from alembic_templates.errors import TemplatesError
 
 
@@ -83,7 +86,7 @@ def rebase(config_file: Path, *, onto: str | None) -> Rebased | None:
     staying = branches[1 - branches.index(moving)]
     first = _first(directory, moving, staying)
     unasked = _require_unapplied(config, directory, moving, first)
-    _replace(config, first, _edited(first, staying.head))
+    _replace(config, first, with_down_revision(first, staying.head))
     return Rebased(moving, staying.head, place(first.path), unasked)
 
 
@@ -120,10 +123,10 @@ def _of_git(branches: list[Branch]) -> Branch:
     are meant to last.
     """
     ask = f"name the head that stays by --onto, {branches[0].head} or {branches[1].head}."
-    labels = [sorted(_labels(branch)) for branch in branches]
-    if all(labels):
+    marks = [sorted({*chain(*map(labels, branch.revisions))}) for branch in branches]
+    if all(marks):
         raise TemplatesError(
-            f"Both branches have labels of their own ({', '.join(labels[0] + labels[1])}), and may "
+            f"Both branches have labels of their own ({', '.join(marks[0] + marks[1])}), and may "
             f"be meant to stay apart: if not, {ask}"
         )
     paths = [[Path(script.path) for script in branch.revisions] for branch in branches]
@@ -132,15 +135,6 @@ def _of_git(branches: list[Branch]) -> Branch:
         if own.count(True) == 1:
             return branches[own.index(True)]
     raise TemplatesError(f"git does not tell which branch is not on main or master yet: {ask}")
-
-
-def _labels(branch: Branch) -> set[str]:
-    """Return the labels that stand in the files of a branch."""
-    found: set[str] = set()
-    for script in branch.revisions:
-        given = getattr(script.module, "branch_labels", None) or ()
-        found.update([given] if isinstance(given, str) else given)
-    return found
 
 
 def _first(directory: ScriptDirectory, moving: Branch, staying: Branch) -> Script:
@@ -187,111 +181,19 @@ def _require_unapplied(
     return unasked
 
 
-def _edited(script: Script, behind: str) -> bytes:
-    """Return a revision's file with another down_revision, in the bytes that it is written in.
-
-    Raises TemplatesError where down_revision is not a text that stands in the file.
-    """
-    path = Path(script.path)
-    content = path.read_bytes()
-    with path.open("rb") as file:
-        encoding, _ = tokenize.detect_encoding(file.readline)
-    text = content.decode(encoding)
-    (old,) = parents(script)
-    module = ast.parse(content)
-    start, end = _place(text, _down_revision(module, script), old, script)
-    edited = f"{text[:start]}{behind}{text[end:]}"
-    docstring = module.body[0]
-    if ast.get_docstring(module) is not None:
-        lines = _lines(edited)
-        for number in range(docstring.lineno - 1, docstring.end_lineno or docstring.lineno):
-            lines[number] = _with_revises(lines[number], old, behind)
-        edited = "".join(lines)
-    return edited.encode(encoding)
-
-
-def _down_revision(module: ast.Module, script: Script) -> ast.expr:
-    """Return the value that is assigned to down_revision."""
-    for node in module.body:
-        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-        value = getattr(node, "value", None)
-        if value and any(isinstance(n, ast.Name) and n.id == "down_revision" for n in targets):
-            assert isinstance(value, ast.expr)
-            return value
-    raise _not_found(script)
-
-
-def _place(text: str, value: ast.expr, old: str, script: Script) -> tuple[int, int]:
-    """Return where the old revision stands in the text, from which character to which."""
-    found = [
-        node
-        for node in ast.walk(value)
-        if isinstance(node, ast.Constant) and node.value == old and node.end_lineno == node.lineno
-    ]
-    if len(found) != 1:
-        raise _not_found(script)
-    (node,) = found
-    lines = _lines(text)
-    row = lines[node.lineno - 1]
-    # Python counts bytes of UTF-8, without the mark at the beginning of a file.
-    column = len(row.encode()[: node.col_offset].decode())
-    at = row.find(old, column)
-    if at < 0:
-        raise _not_found(script)
-    start = sum(map(len, lines[: node.lineno - 1])) + at
-    return start, start + len(old)
-
-
-def _lines(text: str) -> list[str]:
-    """Return the lines of a text with their ends, counted as Python counts them."""
-    return re.findall(r"[^\r\n]*(?:\r\n?|\n)|[^\r\n]+", text)
-
-
-def _not_found(script: Script) -> TemplatesError:
-    return TemplatesError(
-        f"{place(script.path)} has no line `down_revision = …` with the revision in quotes: set it by hand."
-    )
-
-
-def _with_revises(line: str, old: str, new: str) -> str:
-    """Return a line of a docstring with another revision after "Revises:"."""
-    label, found, rest = line.partition("Revises:")
-    if not found or label.strip(" \t\"'rRuU"):
-        return line
-    return f"{label}{found}" + re.sub(rf"(?<![\w.-]){re.escape(old)}(?![\w.-])", new, rest, count=1)
-
-
 def _replace(config: Config, script: Script, content: bytes) -> None:
-    """Write a revision's file, and put it back unless there is one head now.
-
-    It is replaced as a whole, so that a failure leaves the old file or the new one. What Python has
-    compiled of it goes, since a file of the same size and second would be taken for the old one.
-    """
+    """Write a revision's file, and put it back unless there is one head now."""
     path = Path(script.path)
     before = path.read_bytes()
-    _write(path, content)
+    replace_file(path, content)
     try:
         heads = load(config)[0].get_heads()
         reason = f"{len(heads)} heads" if len(heads) != 1 else None
     except TemplatesError as error:
         reason = str(error)
     if reason:
-        _write(path, before)
+        replace_file(path, before)
         raise TemplatesError(
             f"The history would not be right with {script.revision} moved ({reason}): nothing was "
             "changed, use `alembic merge heads`."
         )
-
-
-def _write(path: Path, content: bytes) -> None:
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    new = Path(name)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-        shutil.copymode(path, new)
-        new.replace(path)
-    except BaseException:
-        new.unlink(missing_ok=True)
-        raise
-    Path(cache_from_source(str(path))).unlink(missing_ok=True)
