@@ -26,6 +26,7 @@ from conftest import DRIVERS, Database, Project, imported, reached_by, render
 from sqlalchemy import MetaData, NullPool, create_engine
 from sqlalchemy.exc import (
     DataError,
+    DBAPIError,
     InvalidRequestError,
     OperationalError,
     PendingRollbackError,
@@ -886,6 +887,27 @@ def test_rollback_of_a_revision_is_refused(
         connection.rollback()
     assert sync_database.versions() == {"a2"}
     assert sync_database.rows("SELECT * FROM note") == []
+
+
+def test_rollback_of_the_first_revision_is_refused(project: Project, postgresql: Database) -> None:
+    """The version table, which the same transaction has created, is gone then."""
+    project.revision("a1", CREATE_RUN + "op.get_bind().rollback()")
+    with pytest.raises(CommandError, match="^A revision rolls its transaction back, after"):
+        command.upgrade(project.config(postgresql.text), "head")
+    assert postgresql.tables() == set()
+
+
+def test_an_error_of_the_database_is_not_taken_for_a_rollback(
+    project: Project, postgresql: Database
+) -> None:
+    """Alembic rolls back after an error, and the error is the one that is raised."""
+    project.revision("a1", "op.execute('SELECT * FROM nowhere')")
+    with pytest.raises(DBAPIError, match="nowhere"):
+        command.upgrade(project.config(postgresql.text), "head")
+    project.revision("a1", "op.execute('DROP TABLE alembic_version')")
+    with pytest.raises(DBAPIError, match="alembic_version"):
+        command.upgrade(project.config(postgresql.text), "head")
+    assert postgresql.tables() == set()
 
 
 @pytest.mark.parametrize(

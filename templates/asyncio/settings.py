@@ -7,8 +7,8 @@ module says in its arguments what it depends on. A setting that is misspelt, unk
 of the wrong kind is an error here. Without that check, `-x ulr=… downgrade base` would
 empty another database than the one that was meant.
 
-To add a setting of your own: name it in KEYS or OPTIONS, add a field to Settings, and
-read it in read_settings().
+To add a setting of your own: name it in OPTIONS (for the configuration), in KEYS (for
+-x) or in both, add a field to Settings, and read it in read_settings().
 """
 
 import json
@@ -139,8 +139,8 @@ def command_of(settings: Settings, migrations: MigrationContext) -> str | None:
     It is None for a function of a program's own. alembic.command does not say which
     command runs, and the command line may name another one than its program calls.
     Only the name of the inner function tells it, such as
-    `revision.<locals>.retrieve_migrations`. If Alembic changed these names, the tests
-    of skip_empty and of fleets would fail.
+    `revision.<locals>.retrieve_migrations`. If Alembic changed these names, a revision
+    without a change would be written in spite of skip_empty.
     """
     if settings.series_command is not None:
         return settings.series_command
@@ -191,10 +191,10 @@ def check_keys(config: Config, known: list[str]) -> None:
 def check_options(config: Config, known: list[str], keys: list[str]) -> None:
     """Raise CommandError for an option that looks like a misspelt one of `known`.
 
-    The same holds for an option with the name of one of `keys`, which counts only after
-    -x. `url` is accepted: many sections have it beside sqlalchemy.url. Other unknown
-    options are accepted, since a section may hold Alembic's options and those of the
-    owner's own code.
+    An option with the name of a key that is read only after -x is an error too, since it
+    would have no effect. `url` is accepted: many sections have it beside
+    sqlalchemy.url. Other unknown options are accepted, since a section may hold
+    Alembic's options and those of the owner's own code.
     """
     # The options of [DEFAULT], such as `here`, are only values for other options.
     own = options_set(config) - set(known) - set(config.file_config.defaults())
@@ -264,9 +264,8 @@ def option(config: Config, name: str) -> Any:
     not doubled. The value may be a URL with a password, so the parser's own error,
     which quotes it, is not shown.
     """
-    value = config.toml_alembic_config.get(name)
-    if config.file_config.has_option(config.config_ini_section, name):
-        value = None
+    in_ini = config.file_config.has_option(config.config_ini_section, name)
+    value = None if in_ini else config.toml_alembic_config.get(name)
     if isinstance(value, int | float):  # Alembic 1.16 itself refuses it
         return value
     try:

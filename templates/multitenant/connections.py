@@ -2,9 +2,10 @@
 
 Who makes something also ends it. A Connection or an engine of the caller is used, and
 neither closed nor disposed of; otherwise a test would lose its connection, and an
-application its pool. An engine that is made here for a URL is disposed of, also after
-an error; otherwise a server would keep the connection of a program that goes on. If
-there can be no connection, one sentence says why, without the password.
+application its pool. Only the pool of an AsyncEngine is emptied; see event_loop.py. An
+engine that is made here for a URL is disposed of, also after an error; otherwise a
+server would keep the connection of a program that goes on. If there can be no
+connection, one sentence says why, without the password.
 
 env.py calls run_on() or run_on_url(), and passes the function that migrates as `work`.
 """

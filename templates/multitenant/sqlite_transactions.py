@@ -75,7 +75,7 @@ class SqliteLock:
         self.violations: Counter[str] | None = None
         self.has_begun = False
         self.application_begins = False
-        self.alembics_block = run.migrations.autocommit_block
+        self.block_before = run.migrations.autocommit_block
 
     @contextmanager
     def in_callers_transaction(self) -> Iterator[None]:
@@ -115,9 +115,7 @@ class SqliteLock:
             locking.at_each_start(connection, self.begin),
             locking.ended_transaction(self.run),
         ):
-            connection.begin()
-            # SQLAlchemy begins a transaction in the database only with a statement.
-            locking.scalar(connection, "SELECT 1")
+            locking.scalar(connection, "SELECT 1")  # begins the first transaction
             self.prepare_autocommit_block()
             yield
 
@@ -140,9 +138,9 @@ class SqliteLock:
 
     @contextmanager
     def autocommit_block(self) -> Iterator[None]:
-        """Do what Alembic's block does, with the lock file held; then begin again."""
+        """Do what the block before does, with the lock file held; then begin again."""
         self.file.take()
-        with self.alembics_block():
+        with self.block_before():
             yield
         locking.scalar(self.connection, "SELECT 1")  # begins the next transaction
 
@@ -164,8 +162,8 @@ class SqliteLock:
         """Tell whether the connection is at isolation level AUTOCOMMIT.
 
         It is called when SQLAlchemy has begun a transaction. The level may have been
-        set for the connection, for the engine, or on the driver. An application that
-        sends BEGIN itself tells its driver to begin nothing, which looks the same.
+        set for the connection, for the engine, or on the driver. The driver looks the
+        same if an event of the application sends BEGIN: `application_begins` tells.
         """
         level = self.connection.get_execution_options().get("isolation_level")
         if level is not None or self.application_begins:

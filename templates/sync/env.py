@@ -22,9 +22,9 @@ if not hasattr(context.config, "get_alembic_option") or sqlalchemy.__version__ <
         "upgrade to Alembic 1.16 and SQLAlchemy 2.0, or newer."
     )
 
-# Alembic runs this file by its path, but relative imports need a package. If the
-# application has imported this folder, the package has the same name here, so that no
-# class exists twice. If not, its name is the path, so that two environments do not mix.
+# Alembic runs this file by its path, but relative imports need a package. It has the
+# name under which the application has imported this folder, so that no class exists
+# twice, or else the path for a name, so that two environments in a process stay apart.
 if not __package__:
     here = realpath(dirname(__file__))
     __package__ = f"{here.replace('.', '%2E')} (alembic environment)"
@@ -55,7 +55,7 @@ target_metadata = find_metadata(settings)
 hooks = autogenerate_hooks(settings, target_metadata)
 # Set a hook of your own here, such as hooks["include_object"] = include_object. It takes
 # the place of the rules skip_views and keep_unknown_tables, and "render_item" that of
-# import_types: to keep a rule, call the function that was in hooks before.
+# import_types: to keep these, call the function that hooks had before, if it had one.
 
 
 def configure(dialect: str, **target: Any) -> None:
@@ -79,7 +79,7 @@ def configure(dialect: str, **target: Any) -> None:
 
 def run_migrations(connection: sqlalchemy.Connection) -> None:
     """Run the command on a connection, in the caller's transaction or in our own."""
-    # Send nothing before the lock: Alembic would take its transaction for the caller's.
+    # Send nothing before the lock: its transaction would be taken for the caller's.
     configure(connection.dialect.name, connection=connection)
     with migration_lock(connection, context.get_context(), settings) as run:
         # A new transaction is begun if a table was not free in ddl_lock_timeout.

@@ -21,6 +21,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
+from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
 from alembic import op
@@ -28,7 +29,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script.revision import ResolutionError
 from alembic.util import CommandError, to_tuple
 from sqlalchemy import Connection, event, inspect
-from sqlalchemy.exc import PendingRollbackError
+from sqlalchemy.exc import DBAPIError, PendingRollbackError
 
 from .optional_files import is_here, require_file
 from .settings import Settings, command_of
@@ -66,12 +67,12 @@ class LockNotAvailable(CommandError):
 class TurnLost(CommandError):
     """The command has given its turn to another command, and could not have it again.
 
-    See turns.py. Alembic's globals belong to the other command then, so that nothing
-    may be run or put back through them.
+    See turns.py. Alembic's `op` and `context` belong to the other command then, so this
+    one has to end without them.
     """
 
 
-@dataclass(frozen=True)
+@dataclass
 class Run:
     """What the lock has to know of one run of a command on one connection.
 
@@ -80,8 +81,8 @@ class Run:
     connection has. `reads_only` says that the command does not migrate, and takes no
     lock. `has_callers_transaction` says that the caller has begun the transaction, and
     will end it. What is in `at_end` is called after the last revision, before its
-    transaction is committed. `rolled_back` is not empty if a revision has rolled back
-    what the run has done.
+    transaction is committed. `rolled_back` says that a revision has rolled back what
+    the run has done.
     """
 
     connection: Connection
@@ -91,7 +92,7 @@ class Run:
     reads_only: bool
     has_callers_transaction: bool
     at_end: list[Callable[[], object]] = field(default_factory=list)
-    rolled_back: list[Connection] = field(default_factory=list)
+    rolled_back: bool = False
 
 
 @contextmanager
@@ -211,14 +212,19 @@ def rollbacks_refused(run: Run) -> Iterator[None]:
     """Raise CommandError for a revision that rolls back what the run has done.
 
     ROLLBACK is refused before it is sent. What rolls back through SQLAlchemy is noted,
-    and refused at the end of the revision.
+    and refused at the end of the revision, or when a statement after it fails: the
+    table that it needs may be gone, the version table too.
     """
     run.migrations.on_version_apply_callbacks += (partial(require_no_rollback, run),)
-    with (
-        listening(run.connection, BEFORE_STATEMENT, refuse_rollback),
-        listening(run.connection, "rollback", partial(note_rollback, run)),
-    ):
-        yield
+    try:
+        with (
+            listening(run.connection, BEFORE_STATEMENT, refuse_rollback),
+            listening(run.connection, "rollback", partial(note_rollback, run)),
+        ):
+            yield
+    except DBAPIError:
+        require_no_rollback(run)
+        raise
 
 
 def refuse_rollback(_c: Connection, _u: Any, statement: str, *_more: Any) -> None:
@@ -234,18 +240,19 @@ def refuse_rollback(_c: Connection, _u: Any, statement: str, *_more: Any) -> Non
 def note_rollback(run: Run, connection: Connection) -> None:
     """Note that a revision rolls back what the run has done, through SQLAlchemy.
 
-    At AUTOCOMMIT nothing is undone; sqlite3 knows that of its own `in_transaction`. A
-    revision that has sent a commit may roll back what it has begun after that:
-    `_transaction` is private, and the one that Alembic has begun. If it were renamed,
-    the tests of a rollback would fail.
+    Nothing is undone at AUTOCOMMIT, which sqlite3 tells by its own `in_transaction`.
+    And a revision may commit, begin another transaction and roll that back. So only
+    Alembic's transaction and the caller's count. `_transaction`, which is Alembic's, is
+    private. If it were renamed, the tests of a rollback would fail.
     """
-    if connection.invalidated or commits_each_statement(connection):
+    # Alembic itself rolls back after an error; no revision is being run then.
+    in_revision = any(is_revision(frame) for frame, _ in traceback.walk_stack(None))
+    if not in_revision or connection.invalidated or commits_each_statement(connection):
         return
     driver = connection.connection.driver_connection
-    is_runs = connection.get_transaction() is run.migrations._transaction
-    is_runs = is_runs or run.has_callers_transaction
-    if is_runs and getattr(driver, "in_transaction", True):
-        run.rolled_back.append(connection)
+    is_alembics = connection.get_transaction() is run.migrations._transaction
+    if is_alembics or run.has_callers_transaction:
+        run.rolled_back = getattr(driver, "in_transaction", True)
 
 
 def require_no_rollback(run: Run, **_: Any) -> None:
@@ -283,7 +290,7 @@ def in_transaction(run: Run, work: Callable[[], T]) -> T:
 
 def in_one_transaction(run: Run, work: Callable[[], T]) -> T:
     """Call `work` and what ends the run in one transaction; return the result."""
-    run.rolled_back.clear()  # of a try before
+    run.rolled_back = False  # of a try before
     with run.migrations.begin_transaction():
         result = work()
         for action in run.at_end:
@@ -296,8 +303,13 @@ def revisions_in(error: BaseException) -> list[tuple[str, int]]:
     return [
         (frame.f_globals["revision"], line)
         for frame, line in traceback.walk_tb(error.__traceback__)
-        if {"revision", "down_revision"} <= frame.f_globals.keys()
+        if is_revision(frame)
     ]
+
+
+def is_revision(frame: FrameType) -> bool:
+    """Tell whether a frame of the stack runs code of a revision's file."""
+    return {"revision", "down_revision"} <= frame.f_globals.keys()
 
 
 def wait(
@@ -309,10 +321,11 @@ def wait(
 ) -> None:
     """Call `take` until it returns true, up to lock_timeout seconds; log the wait once.
 
-    It asks again and again, since a statement that waits in PostgreSQL holds a
-    snapshot. If the process with the lock creates an index CONCURRENTLY, it would wait
-    for that snapshot: each would wait for the other (PostgreSQL manual, CREATE INDEX,
-    "Building Indexes Concurrently"). `describe` says which lock it is and who has it.
+    It asks again and again, and does not wait in the server: on PostgreSQL a statement
+    that waits holds a snapshot, CREATE INDEX CONCURRENTLY in the process with the lock
+    waits for that snapshot, and both would wait for ever (PostgreSQL manual, CREATE
+    INDEX, "Building Indexes Concurrently"). `describe` says which lock it is and who
+    has it.
     Once revisions have run (`has_begun`), no other command of this process may have its
     turn during the wait, since a part of the work may be committed. Raises
     LockNotAvailable.
