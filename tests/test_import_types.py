@@ -392,6 +392,41 @@ def test_a_type_of_other_databases_is_compared_without_those(
     assert [each.getMessage() for each in caplog.records if each.levelname == "WARNING"] == []
 
 
+def test_a_type_of_the_programs_own_file_is_written(project: Project, sqlite: Database) -> None:
+    """Nobody can import it from there, which is said, and the revision is written."""
+    (project.folder / "main.py").write_text(
+        dedent(
+            f"""
+            import sqlalchemy as sa
+            from alembic import command
+            from alembic.config import Config
+
+            class Point(sa.types.UserDefinedType):
+                cache_ok = True
+                def get_col_spec(self, **_):
+                    return "POINT"
+
+            metadata = sa.MetaData()
+            sa.Table("t", metadata, sa.Column("p", Point()))
+            config = Config("alembic.ini", attributes={{"target_metadata": metadata}})
+            config.set_main_option("sqlalchemy.url", "{sqlite.text}")
+            command.revision(config, autogenerate=True, rev_id="a1")
+            """
+        )
+    )
+    done = subprocess.run(
+        [sys.executable, "main.py"],
+        cwd=project.folder,
+        env=project.env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (path,) = (project.folder / "migrations" / "versions").glob("*.py")
+    assert "sa.Column('p', __main__.Point()" in path.read_text()
+
+
 def test_what_cannot_be_made_again_is_said(
     project: Project, sqlite: Database, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -214,7 +214,7 @@ def test_commands_of_contributing_select_tests(command: str) -> None:
 def test_edit_of_a_module_reaches_its_copies(checkout: Path) -> None:
     """The copy in multitenant is edited; the others are named, and written by one command."""
     templates = checkout / "templates"
-    name = "autogenerate_rules.py"
+    name = "database_url.py"
     (templates / "multitenant" / name).write_text("edited\n", encoding="utf-8")
     others = ["shared", "asyncio", "sync"]
     assert script(checkout, COPY, "--check", code=1) == "".join(

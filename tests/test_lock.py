@@ -940,6 +940,18 @@ def test_rollback_that_undoes_nothing_of_the_run_is_accepted(
     assert sync_database.rows("SELECT * FROM note") == [(1,)]
 
 
+@pytest.mark.parametrize("verb", ["current", "upgrade"])
+def test_a_url_without_a_database_is_refused(
+    project: Project, mariadb: Database, verb: str
+) -> None:
+    """MySQL and MariaDB connect without one, and SQLAlchemy then finds no table anywhere."""
+    project.revision("a1", CREATE_RUN)
+    url = mariadb.url.set(database="").render_as_string(hide_password=False)
+    revision = ["head"] if verb == "upgrade" else []
+    done = project.alembic("-x", f"url={url}", verb, *revision, ok=False)
+    assert "The connection is in no database: name one at the end of the URL" in done.stdout
+
+
 def test_half_applied_revision_says_what_to_do(project: Project, mariadb: Database) -> None:
     """On MariaDB the error of a revision says what may have been committed, and how to go on."""
     project.revision("a1", CREATE_RUN + "op.execute('SELECT nothing')")

@@ -133,6 +133,9 @@ def test_no_part_of_a_password_of_database_url_is_shown(
 
     @EXAMPLES
     @example("pZZw@rdQQ/1")
+    @example("pa@QQrdZZ?word")
+    @example("pa@QQrdZZ?a=1&word")
+    @example("pa@[QQrdZZ]word")
     @given(PASSWORDS)
     def check(password: str) -> None:
         monkeypatch.setenv("DATABASE_URL", f"postgresql://me:{password}@db.example/shop")
@@ -141,6 +144,20 @@ def test_no_part_of_a_password_of_database_url_is_shown(
         assert not [part for part in parts(password) if part in output], output
 
     check()
+
+
+def test_no_part_of_a_password_is_shown_in_a_script(fleet_project: Project) -> None:
+    """Where the tenants have URLs, the comment before a tenant's SQL has one of them."""
+    prepared(fleet_project).set(tenants="who:tenants", tenants_url="sqlite://")
+    (fleet_project.folder / "who.py").write_text(
+        "import os\ndef tenants(_):\n    return [('one', os.environ['TENANT'])]\n"
+    )
+    for form in ("u:pQ@x/QQZZ@127.0.0.1/db", "u/pQ:QQZZ@127.0.0.1/db"):
+        done = fleet_project.alembic(
+            "upgrade", "head", "--sql", ok=False, TENANT=f"postgresql+psycopg://{form}"
+        )
+        assert "The URL of tenant 'one' has an @ too many" in done.stdout + done.stderr
+        assert "QQZZ" not in done.stdout + done.stderr
 
 
 def test_the_error_says_to_quote(project: Project) -> None:

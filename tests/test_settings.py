@@ -758,6 +758,35 @@ def test_sections_share_a_database(project: Project, database: Database) -> None
     assert database.versions("second_version") == {"b1"}
 
 
+def test_an_unknown_section_is_refused(project: Project, tmp_path: Path) -> None:
+    """Otherwise the settings of pyproject.toml would count, and lead to another database."""
+    other = url_of(tmp_path / "other.db").render_as_string()
+    toml(project, f'"sqlalchemy.url" = "{other}"')
+    (project.folder / "alembic.ini").write_text("[second]\nsqlalchemy.url = sqlite://\n")
+    done = project.alembic("--name", "secnod", "upgrade", "head", ok=False)
+    assert "There is no section [secnod] in the ini file: correct --name." in done.stdout
+    assert not (tmp_path / "other.db").exists()
+
+
+@pytest.mark.parametrize("line", ['sqlalchemy.url = "{}"', "sqlalchemy = {{url = '{}'}}"])
+def test_a_table_of_toml_is_no_option(project: Project, tmp_path: Path, line: str) -> None:
+    """A dot without quotes makes a table in TOML, and DATABASE_URL would be used."""
+    toml(project, line.format("sqlite://"))
+    url = url_of(tmp_path / "other.db").render_as_string()
+    done = project.alembic("upgrade", "head", ok=False, DATABASE_URL=url)
+    assert 'write a dot in quotes, as in "sqlalchemy.url" = …' in done.stdout + done.stderr
+    assert not (tmp_path / "other.db").exists()
+
+
+@pytest.mark.parametrize("revision", ["nosuch-x", "my-branch@head", "1.2-rc1+1", "nosuch-1"])
+def test_a_mistyped_revision_is_not_the_databases(project: Project, revision: str) -> None:
+    """Alembic's own error says which revision is not found."""
+    project.revision("a1")
+    done = project.alembic("-x", "url=sqlite://", "upgrade", revision, ok=False)
+    assert "which this code does not know" not in done.stdout + done.stderr
+    assert "FAILED: " in done.stdout + done.stderr
+
+
 def test_a_missing_url_names_the_section(project: Project) -> None:
     """The refusal names the section of --name."""
     project.set("second", script_location="%(here)s/migrations", path_separator="os")

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from alembic import command
@@ -562,6 +563,57 @@ def test_old_violations_do_not_stop_a_migration(
     by_url(project, sqlite)
     assert [row[:2] for row in sqlite.rows("SELECT * FROM child ORDER BY id")] == rows
     assert sqlite.versions() == {"a1"}
+
+
+@pytest.mark.parametrize(
+    "revision",
+    [
+        "op.rename_table('child', 'children')",
+        "op.rename_table('parent', 'parents')",
+        (
+            "with op.batch_alter_table('child') as batch:\n"
+            "    batch.alter_column('parent_id', new_column_name='of')"
+        ),
+        (
+            "with op.batch_alter_table('child') as batch:\n"
+            "    batch.alter_column('parent_id', type_=sa.String(9))"
+        ),
+    ],
+    ids=["child", "parent", "column", "type"],
+)
+def test_old_violations_may_get_other_names(
+    project: Project, sqlite: Database, revision: str
+) -> None:
+    """What is renamed is the same row without a parent; one more of its kind is named."""
+    sqlite.run(*FAMILY, "INSERT INTO child VALUES (3, 99)")
+    project.revision("a1", revision)
+    by_url(project, sqlite)
+    assert sqlite.versions() == {"a1"}
+    table = "children" if "children" in revision else "child"
+    project.revision("a2", f"op.execute('INSERT INTO {table} VALUES (4, 99)')", down="a1")
+    with pytest.raises(CommandError, match="^The migration breaks foreign keys"):
+        by_url(project, sqlite)
+    assert sqlite.versions() == {"a1"}
+
+
+def test_attached_databases_are_checked_as_well(
+    project: Project, sqlite: Database, tmp_path: Path
+) -> None:
+    """Foreign keys are off in all databases of the connection during a run."""
+    attached = Database("sqlite", URL.create("sqlite", database=str(tmp_path / "more.db")))
+    attached.run(*FAMILY)
+    engine = sqlite.engine()
+
+    @event.listens_for(engine, "connect")
+    def attach(driver: Any, _record: Any) -> None:
+        driver.execute(f"ATTACH '{tmp_path / 'more.db'}' AS \"mo're\"")
+        driver.execute("PRAGMA foreign_keys = ON")
+
+    project.revision("a1", "op.execute('DELETE FROM \"mo\\'re\".parent')")
+    with engine.connect() as connection, pytest.raises(CommandError) as raised:
+        project.upgrade(connection)
+    assert str(raised.value) == BREAKS
+    assert attached.rows("SELECT count(*) FROM parent") != [(0,)]
 
 
 def test_new_violation_beside_old_ones_is_named_alone(project: Project, sqlite: Database) -> None:

@@ -197,7 +197,8 @@ def version_errors(migrations: MigrationContext) -> Iterator[None]:
         cause = error.__cause__
         # A revision that the command itself names is a mistake in the command.
         given = to_tuple(migrations.opts.get("destination_rev"), default=())
-        named = re.split(r"[-+@:\s]", " ".join(given))
+        named = re.split(r"[@:\s]", " ".join(given))
+        named += [re.sub(r"[-+]\d+$", "", each) for each in named]
         if not isinstance(cause, ResolutionError) or cause.argument in named:
             raise
         raise CommandError(

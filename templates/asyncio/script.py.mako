@@ -9,7 +9,7 @@ Revises: ${down_revision | comma,n}
 Create Date: ${create_date}
 """
 <%
-    from importlib.util import find_spec
+    import sys
     from itertools import takewhile
 
     data = str(
@@ -24,8 +24,8 @@ Create Date: ${create_date}
         return "" if name in body else "  # noqa: F401"
 
     def is_own(line):  # imports of the application come last
-        spec = find_spec(line.split()[1].partition(".")[0])
-        return spec is not None and "-packages" not in (spec.origin or "")
+        module = sys.modules.get(line.split()[1].partition(".")[0])
+        return module and "-packages" not in str(getattr(module, "__file__", ""))
 
     def is_import(line):
         return line.startswith(("from ", "import "))

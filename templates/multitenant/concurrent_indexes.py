@@ -23,43 +23,66 @@ from alembic.operations import ops
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Dialect, text
 
+from .autogenerate_rules import (  # type: ignore[import,unused-ignore]
+    flattened,
+)
+
 
 class ConcurrentIndexes(ops.OpContainer):
     """Operations on indexes that run in an autocommit block."""
 
 
 def build_concurrently(
-    context: MigrationContext, containers: Iterable[ops.OpContainer]
+    context: MigrationContext, containers: Iterable[ops.OpContainer], shared: set[Any]
 ) -> None:
     """Move the indexes of tables that exist into an autocommit block.
 
     A table that the same container creates or drops keeps its indexes, and so does one
-    with partitions, for which PostgreSQL has no CONCURRENTLY.
+    with partitions, for which PostgreSQL has no CONCURRENTLY. An index also stays if
+    something else has to go before it, or before its name is free: `shared` has the
+    names that something else has as well.
     """
     if context.dialect.name != "postgresql":
         return
     for container in containers:
         operations = list(flattened(container.ops))
-        own = {
-            table_of(each)
-            for each in operations
-            if isinstance(each, ops.CreateTableOp | ops.DropTableOp)
-        }
+        indexes = on_existing_tables(operations)
+        frees = any(frees_indexes(each) for each in operations)
         block = [
             each
-            for each in operations
-            if isinstance(each, ops.CreateIndexOp | ops.DropIndexOp)
-            and table_of(each) not in own
+            for each in indexes
+            if not has_to_wait(each, shared, frees)
             and not has_partitions(context, *table_of(each))
         ]
-        if not block:
-            continue
+        # An index whose name something else gives up comes last.
+        late = [
+            each
+            for each in indexes
+            if isinstance(each, ops.CreateIndexOp) and each.index_name in shared
+        ]
         indexed = {table_of(each) for each in block}
         first = [each for each in operations if is_needed_first(each, indexed)]
         moved = [*first, *block]
         mark(moved)
-        rest = [each for each in operations if each not in moved]
-        container.ops = [*first, ConcurrentIndexes(block), *rest]
+        rest = [each for each in operations if each not in [*moved, *late]]
+        if block:
+            container.ops = [*first, ConcurrentIndexes(block), *rest, *late]
+        elif late:
+            container.ops = [*rest, *late]
+
+
+def on_existing_tables(
+    operations: list[ops.MigrateOperation],
+) -> list[ops.CreateIndexOp | ops.DropIndexOp]:
+    """Return the operations on indexes of tables that are neither created nor dropped."""
+    tables = (ops.CreateTableOp, ops.DropTableOp)
+    own = {table_of(each) for each in operations if isinstance(each, tables)}
+    return [
+        each
+        for each in operations
+        if isinstance(each, ops.CreateIndexOp | ops.DropIndexOp)
+        and table_of(each) not in own
+    ]
 
 
 def mark(operations: Iterable[ops.MigrateOperation]) -> None:
@@ -73,15 +96,24 @@ def mark(operations: Iterable[ops.MigrateOperation]) -> None:
             each.kw["postgresql_concurrently"] = True
 
 
-def flattened(
-    operations: Iterable[ops.MigrateOperation],
-) -> Iterable[ops.MigrateOperation]:
-    """Give the operations one by one, also those that are grouped by their table."""
-    for each in operations:
-        if isinstance(each, ops.ModifyTableOps):
-            yield from each.ops
-        else:
-            yield each
+def frees_indexes(operation: ops.MigrateOperation) -> bool:
+    """Tell whether an operation drops a foreign key, which needs a unique index."""
+    is_key = getattr(operation, "constraint_type", None) == "foreignkey"
+    return is_key or isinstance(operation, ops.DropTableOp)
+
+
+def has_to_wait(
+    operation: ops.CreateIndexOp | ops.DropIndexOp, shared: set[Any], frees: bool
+) -> bool:
+    """Tell whether something else may have to go before an operation on an index.
+
+    A name in `shared` may not be free yet. A unique index may be needed by a foreign
+    key that goes (`frees`), or by its rows until a constraint of its name is there.
+    """
+    is_shared = operation.index_name in shared
+    if isinstance(operation, ops.CreateIndexOp):
+        return is_shared
+    return bool(operation.reverse().unique) and (is_shared or frees)
 
 
 def table_of(operation: Any) -> tuple[str, str | None]:

@@ -14,6 +14,7 @@ from dataclasses import replace
 from alembic.util import CommandError
 from sqlalchemy import Connection
 
+from .database_url import is_misread, misread
 from .fleet import Fleet, can_give_urls, left_without_transaction, meant
 from .tenant_names import identifier
 from .tenant_schemas import entrance
@@ -60,10 +61,13 @@ def script_of(
     """Write what has to stand before and after the SQL of a tenant.
 
     A tenant with a database of its own has a comment with the URL, without what could
-    be a password.
+    be a password; CommandError is raised if a part of it may stand in another place.
     """
     if tenant.schema is None:
-        url = (tenant.url or fleet.url).set(query={})
+        url = tenant.url or fleet.url
+        if is_misread(url):
+            raise misread(f"The URL of tenant {tenant.name!r}")
+        url = url.set(query={})
         write(f"-- Tenant {tenant.name!r}")
         write(f"-- {str(url)!r}")
         yield

@@ -12,6 +12,7 @@ import re
 import socket
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TypeVar
 
 from alembic.util import CommandError
@@ -29,6 +30,9 @@ T = TypeVar("T")
 
 # How PostgreSQL refuses connections while it starts or stops.
 BETWEEN = re.compile(r"database system is (starting|shutting|in recovery|not yet)")
+
+# The arguments of asyncpg and of SQLAlchemy for it, without which both keep statements.
+UNPREPARED = {"statement_cache_size": 0, "prepared_statement_cache_size": 0}
 
 # So long a server may take to accept a connection, in seconds.
 PATIENCE = 10
@@ -68,7 +72,7 @@ class Servers:
 
         while True:
             try:
-                return run_on_url(url, connected, self.settings)
+                return run_on_url(url, connected, self.unprepared(url))
             except CommandError as error:
                 reason = None if opened else why_down(url, error)
                 if reason is None:
@@ -83,6 +87,16 @@ class Servers:
                 log.warning("Waiting up to %g seconds for server %s.", limit, shown)
             has_warned = True
             self.sleep(min(0.2, left))
+
+    def unprepared(self, url: URL) -> Settings:
+        """Return the settings, with which asyncpg keeps no statement that it prepares.
+
+        See nothing_prepared() in tenant_schemas.py, which psycopg needs.
+        """
+        if not url.drivername.endswith("+asyncpg"):
+            return self.settings
+        arguments = {**UNPREPARED, **self.settings.connect_args}
+        return replace(self.settings, connect_args=arguments)
 
     def sleep(self, seconds: float) -> None:
         """Sleep in a wait for a server, a lock or a table.

@@ -210,10 +210,30 @@ def entered(
     puts_back = settings.connection is not None or reads_only(migrations, settings)
     with default_schema(connection, tenant.schema, is_shared=puts_back):
         if connection.dialect.name == "postgresql":
-            yield
+            with nothing_prepared(connection):
+                yield
         else:
             with used_database(connection, tenant, puts_back=puts_back):
                 yield
+
+
+@contextmanager
+def nothing_prepared(connection: Connection) -> Iterator[None]:
+    """Let psycopg prepare no statement, until the block ends.
+
+    The session serves many tenants. A prepared statement keeps the types of the schema
+    in which it was prepared, such as an enum, and would fail in the next one.
+    """
+    driver: Any = connection.connection.driver_connection
+    before = getattr(driver, "prepare_threshold", None)
+    if before is None:
+        yield
+        return
+    driver.prepare_threshold = None
+    try:
+        yield
+    finally:
+        driver.prepare_threshold = before
 
 
 @contextmanager

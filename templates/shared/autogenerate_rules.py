@@ -17,7 +17,7 @@ from typing import Any
 from alembic.operations import ops
 from alembic.runtime.migration import MigrationContext
 from alembic.util import CommandError
-from sqlalchemy import Column, Table
+from sqlalchemy import Column, Constraint, Table
 from sqlalchemy.schema import SchemaItem
 
 from .optional_files import is_here, require_file
@@ -110,7 +110,8 @@ class Rules:
                 build_concurrently,
             )
 
-            build_concurrently(context, containers(directives))
+            shared = shared_names(directives)
+            build_concurrently(context, containers(directives), shared)
         # `check` reads the list afterwards, and fails if it is empty.
         is_revision = command_of(self.settings, context) == "revision"
         if "skip_empty" in self.names and is_revision:
@@ -179,23 +180,28 @@ def if_exists(context: MigrationContext, directives: Directives) -> None:
     A migration that stopped halfway can then be run again, also on a database that has
     committed a part of it.
     """
+    shared = shared_names(directives)
     for container in containers(directives):
-        mark_if_exists(context, container.ops)
+        mark_if_exists(context, container.ops, shared)
 
 
 def mark_if_exists(
-    context: MigrationContext, operations: Sequence[ops.MigrateOperation]
+    context: MigrationContext,
+    operations: Sequence[ops.MigrateOperation],
+    shared: set[Any],
 ) -> None:
     """Mark some operations, and the operations inside them, with IF [NOT] EXISTS.
 
     MySQL has no such form for indexes. In batch mode, a table that is copied cannot
-    have it for its indexes either.
+    have it for its indexes either. An index whose name is `shared` does not get it.
     """
     is_mariadb = getattr(context.dialect, "is_mariadb", False)
     has_index_form = is_mariadb or context.dialect.name != "mysql"
     index_ops = (ops.CreateIndexOp, ops.DropIndexOp)
     for each in operations:
         if isinstance(each, index_ops) and not has_index_form:
+            continue
+        if isinstance(each, ops.CreateIndexOp) and each.index_name in shared:
             continue
         if isinstance(each, ops.CreateTableOp | ops.CreateIndexOp):
             each.if_not_exists = True
@@ -204,7 +210,7 @@ def mark_if_exists(
         elif isinstance(each, ops.ModifyTableOps):
             only_indexes = all(isinstance(one, index_ops) for one in each.ops)
             if only_indexes or not context.opts["render_as_batch"]:
-                mark_if_exists(context, each.ops)
+                mark_if_exists(context, each.ops, shared)
 
 
 def skip_empty(directives: Directives) -> None:
@@ -215,6 +221,38 @@ def skip_empty(directives: Directives) -> None:
     if all(container.is_empty() for container in containers(directives)):
         directives.clear()
         log.info("The models and the database agree: no revision is written.")
+
+
+def flattened(
+    operations: Iterable[ops.MigrateOperation],
+) -> Iterable[ops.MigrateOperation]:
+    """Give the operations one by one, also those that are grouped by their table."""
+    for each in operations:
+        if isinstance(each, ops.ModifyTableOps):
+            yield from each.ops
+        else:
+            yield each
+
+
+def shared_names(directives: Directives) -> set[Any]:
+    """Return the names that the indexes of two tables have, or an index and a constraint.
+
+    IF NOT EXISTS would take the one that goes for the one that comes, which would then
+    be missing.
+    """
+    users: dict[Any, set[Any]] = {}
+    for container in containers(directives):
+        for each in flattened(container.ops):
+            if isinstance(each, ops.CreateIndexOp | ops.DropIndexOp):
+                users.setdefault(each.index_name, set()).add(each.table_name)
+            elif isinstance(each, ops.AddConstraintOp | ops.DropConstraintOp):
+                name = getattr(each, "constraint_name", None)
+                users.setdefault(name, set()).add(None)
+            elif isinstance(each, ops.CreateTableOp):
+                for item in each.columns:
+                    if isinstance(item, Constraint):
+                        users.setdefault(item.name, set()).add(None)
+    return {name for name, by in users.items() if len(by) > 1}
 
 
 def containers(directives: Directives) -> Iterable[ops.OpContainer]:

@@ -196,9 +196,19 @@ def check_options(config: Config, known: list[str], keys: list[str]) -> None:
     sqlalchemy.url. Other unknown options are accepted, since a section may hold
     Alembic's options and those of the owner's own code.
     """
+    section = config.config_ini_section
+    if section != "alembic" and not config.file_config.has_section(section):
+        raise CommandError(
+            f"There is no section [{section}] in the ini file: correct --name."
+        )
     # The options of [DEFAULT], such as `here`, are only values for other options.
     own = options_set(config) - set(known) - set(config.file_config.defaults())
     for name in sorted(own):
+        if isinstance(config.toml_alembic_config.get(name), dict):
+            raise CommandError(
+                f"Option {name} of [tool.alembic] is a table of TOML, and no option "
+                f'has this name: write a dot in quotes, as in "sqlalchemy.url" = …'
+            )
         if name in keys and name != "url":
             raise CommandError(
                 f"Option {name} of section [{config.config_ini_section}] has no "

@@ -20,6 +20,7 @@ import sqlite3
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,7 @@ class SqliteLock:
         query = "SELECT file FROM pragma_database_list WHERE name = 'main'"
         self.database: str = driver_value(run.connection, query) or ""
         self.file = LockFile(self.database, run.migrations.version_table)
-        self.violations: Counter[str] | None = None
+        self.violations: Counter[Violation] | None = None
         self.has_begun = False
         self.application_begins = False
         self.block_before = run.migrations.autocommit_block
@@ -233,7 +234,14 @@ class SqliteLock:
         """
         if self.violations is None:
             return
-        new = list(foreign_key_violations(self.connection) - self.violations)
+        found = foreign_key_violations(self.connection)
+        # A row that has only another table, column or type now is not a new one.
+        before, after = (
+            Counter(each.values for each in some.elements())
+            for some in (self.violations, found)
+        )
+        grown = after - before
+        new = [each.sentence for each in found - self.violations if grown[each.values]]
         if new:
             more = "; …" if len(new) > 5 else ""
             committed = "already" if self.autocommits() else "not"
@@ -396,39 +404,66 @@ def set_foreign_keys(connection: Connection, *, on: bool) -> None:
         )
 
 
-def foreign_key_violations(connection: Connection) -> Counter[str]:
-    """Count the rows without the parent that they refer to, as sentences for people.
+@dataclass(frozen=True)
+class Violation:
+    """A row without its parent: a sentence that names it, and the values of its key."""
+
+    sentence: str
+    values: str = ""
+
+
+def foreign_key_violations(connection: Connection) -> Counter[Violation]:
+    """Count the rows without the parent that they refer to, in all attached databases.
 
     Each table with a foreign key is asked by itself: SQLite raises an error for one
     whose foreign key names a column that does not exist. That is counted as well.
     """
-    found: Counter[str] = Counter()
+    found: Counter[Violation] = Counter()
     quote = connection.dialect.identifier_preparer.quote_identifier
-    query = "SELECT DISTINCT name FROM sqlite_master, pragma_foreign_key_list(name)"
-    for table in connection.exec_driver_sql(query).scalars().all():
-        check = f"PRAGMA foreign_key_check({quote(table)})"
-        try:
-            rows = connection.exec_driver_sql(check).all()
-        except OperationalError as error:
-            found[f"{table}: {error.orig}"] += 1
-        else:
-            found.update(orphan(connection, *row) for row in rows)
+    databases = connection.exec_driver_sql("SELECT name FROM pragma_database_list")
+    for name in databases.scalars().all():
+        database = quote(name)
+        query = (
+            f"SELECT DISTINCT t.name FROM {database}.sqlite_master t, "
+            "pragma_foreign_key_list(t.name, ?)"
+        )
+        for table in connection.exec_driver_sql(query, (name,)).scalars().all():
+            check = f"PRAGMA {database}.foreign_key_check({quote(table)})"
+            try:
+                rows = connection.exec_driver_sql(check).all()
+            except OperationalError as error:
+                found[Violation(f"{table}: {error.orig}")] += 1
+            else:
+                found.update(orphan(connection, database, *row) for row in rows)
     return found
 
 
 def orphan(
-    connection: Connection, table: str, rowid: int | None, parent: str, key: int
-) -> str:
-    """Return a sentence that names a row without its parent, by the foreign key.
+    connection: Connection,
+    database: str,
+    table: str,
+    rowid: int | None,
+    parent: str,
+    key: int,
+) -> Violation:
+    """Return a row without its parent, by the foreign key.
 
     It has the row's values, since the copy of a table may give it another rowid. A
     table WITHOUT ROWID has no number to find the row by.
     """
     quote = connection.dialect.identifier_preparer.quote_identifier
-    keys = connection.exec_driver_sql(f"PRAGMA foreign_key_list({quote(table)})")
+    keys = connection.exec_driver_sql(
+        f"PRAGMA {database}.foreign_key_list({quote(table)})"
+    )
     columns = ", ".join(quote(each[3]) for each in keys if each[0] == key)
-    values = ""
+    values: list[Any] = []
     if rowid is not None:
-        query = f"SELECT {columns} FROM {quote(table)} WHERE _rowid_ = {rowid}"
-        values = ", ".join(map(repr, connection.exec_driver_sql(query).one()))
-    return f"{quote(table)} ({columns}) = ({values}) has no row in {quote(parent)}"
+        query = (
+            f"SELECT {columns} FROM {database}.{quote(table)} WHERE _rowid_ = {rowid}"
+        )
+        values = list(connection.exec_driver_sql(query).one())
+    return Violation(
+        f"{quote(table)} ({columns}) = ({', '.join(map(repr, values))}) has no row in "
+        f"{quote(parent)}",
+        str(list(map(str, values))),
+    )

@@ -63,8 +63,8 @@ def warn_of_other_url(used: URL) -> None:
     if not text:
         return
     try:
-        other = make_url(text)
-    except (ArgumentError, ValueError):
+        other = parse_url(text)
+    except CommandError:
         other = None
     if other is None or location(other) != location(used):
         log.warning(

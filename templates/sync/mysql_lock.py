@@ -46,8 +46,13 @@ def hold(run: Run) -> Iterator[None]:
     """Hold the lock while the command runs, with the timeout for DDL statements.
 
     A run that only reads takes no lock. Raises LockNotAvailable if another process has
-    the lock for too long.
+    the lock for too long, and CommandError if the connection is in no database.
     """
+    if run.connection.dialect.default_schema_name is None:
+        raise CommandError(
+            "The connection is in no database: name one at the end of the URL, as in "
+            "mysql+pymysql://user@host/name."
+        )
     if run.has_callers_transaction:
         read_committed_version(run)
     if run.reads_only:
