@@ -453,7 +453,9 @@ def test_empty_folder_is_taken(project: Project, name: str) -> None:
     project.alembic("history")
 
 
-@pytest.mark.parametrize("character", ["%", '"', "\\", "\n"])
+@pytest.mark.parametrize(
+    "character", ["%", '"', "\\", "\n", "\r", "\x01", "\x1f", "\x7f", "\udce9"]
+)
 def test_name_that_breaks_the_configuration_is_refused(project: Project, character: str) -> None:
     """A name that Alembic could not read again is refused before anything is made."""
     name = f"my{character}migrations"
@@ -461,6 +463,18 @@ def test_name_that_breaks_the_configuration_is_refused(project: Project, charact
         f"The name {name!r} cannot stand in Alembic's configuration: choose a DIR without "
         f"{character!r}."
     )
+
+
+@pytest.mark.parametrize("blank", [" ", "\t", "\xa0", "\u3000"])
+def test_name_that_ends_with_a_blank_is_refused(project: Project, blank: str) -> None:
+    """The parser of ini files would cut it off; elsewhere in a name it is harmless."""
+    name = f"my migrations{blank}"
+    assert refused(project, "shared", name) == (
+        f"The name {name!r} cannot stand in Alembic's configuration: choose a DIR without "
+        f"{blank!r} at its end."
+    )
+    init("shared", f"{blank}my{blank}migrations")
+    project.alembic("history")
 
 
 @pytest.mark.parametrize(

@@ -461,6 +461,30 @@ def test_findings_point_at_the_operation(linted: Project) -> None:
     assert [finding.line for finding in report.findings] == expected
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        (
+            "op.create_foreign_key('fk', 'users', 'orders', ['x'], ['id']); "
+            "op.create_check_constraint('ck', 'users', 'n > 0')"
+        ),
+        (
+            "op.execute('ALTER TABLE users ADD CONSTRAINT u UNIQUE (x); "
+            "ALTER TABLE users ADD CONSTRAINT ck CHECK (n > 0)')"
+        ),
+    ],
+    ids=["operations", "sql"],
+)
+def test_a_statement_hides_no_finding_of_another_in_its_line(linted: Project, body: str) -> None:
+    """An ignored rule of one statement does not silence that of the next."""
+    linted.revision(
+        "r1",
+        "# lint: ignore adding-foreign-key-constraint the table is small\n"
+        "# lint: ignore disallowed-unique-constraint the table is small\n" + body,
+    )
+    assert found(linted) == {"r1": {"constraint-missing-not-valid"}}
+
+
 def test_it_prints_a_line_for_each_finding(linted: Project) -> None:
     """The output is `file:line: rule: sentence`, and a summary."""
     linted.revision("r1", "op.drop_column('users', 'x')")
@@ -647,6 +671,15 @@ def test_an_unknown_since_is_an_error(linted: Project) -> None:
     linted.revision("r1")
     assert run_lint(linted, "--since", "nope").stderr == (
         "error: Can't locate revision identified by 'nope': correct --since.\n"
+    )
+
+
+@pytest.mark.parametrize("since", ["", "@", "r1@"])
+def test_an_empty_since_is_an_error(linted: Project, since: str) -> None:
+    """What names nothing, such as a variable that is not set, is one sentence."""
+    linted.revision("r1")
+    assert run_lint(linted, "--since", since).stderr == (
+        f"error: --since is {since!r}, which names no revision: correct it.\n"
     )
 
 

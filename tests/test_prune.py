@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+import sys
 
 import pytest
 from conftest import Database, Project
 from processes import run_python
+from test_command import UNPRIVILEGED
 
 
 def prune(
@@ -113,14 +116,29 @@ def test_the_base_itself_has_nothing_before_it(history: Project) -> None:
         pytest.param(
             "nope",
             {"rev": "r5", "down": "r4"},
-            "Can't locate revision identified by 'nope': nothing was deleted.",
+            "Can't locate revision identified by 'nope': correct REVISION.",
             id="unknown",
         ),
         pytest.param(
             "base",
             {"rev": "r5", "down": "r4"},
-            "There is no revision before base: name the one that becomes it.",
+            "REVISION is 'base', which names 0 revisions: name the one that becomes the base.",
             id="base",
+        ),
+        pytest.param(
+            "heads",
+            {"rev": "r5", "down": "r3"},
+            "REVISION is 'heads', which names 2 revisions: name the one that becomes the base.",
+            id="heads",
+        ),
+        *(
+            pytest.param(
+                name,
+                {"rev": "r5", "down": "r4"},
+                f"REVISION is {name!r}, which names no revision: correct it.",
+                id=f"empty{name}",
+            )
+            for name in ("", "@", "r2@")
         ),
     ],
 )
@@ -157,6 +175,87 @@ def test_a_down_revision_that_is_not_found_is_left_to_its_owner(history: Project
         "quotes: set it to None by hand.\n"
     )
     assert files(history) == {"r1", "r2", "r3", "r4"}
+
+
+@pytest.mark.parametrize("line", ["down_revision = 'r1'", "if True:\n    down_revision = 'r1'"])
+def test_a_second_assignment_stops_the_pruning(history: Project, line: str) -> None:
+    """A base that would still follow a deleted revision is put back, and nothing is deleted."""
+    path = history.folder / "migrations" / "versions" / "r2.py"
+    path.write_text(f"{path.read_text()}\n{line}\n")
+    before = path.read_text()
+    done = prune(history, "r2", "--yes")
+    assert done.returncode == 1
+    assert done.stderr == (
+        "error: The history would not be right with down_revision = None in "
+        "migrations/versions/r2.py (another line sets it again): nothing was changed, so edit the "
+        "file by hand.\n"
+    )
+    assert path.read_text() == before
+    assert files(history) == {"r1", "r2", "r3", "r4"}
+
+
+@pytest.mark.parametrize(
+    ("closed", "error"),
+    [
+        pytest.param(
+            "migrations/versions",
+            "No file of migrations/versions can be deleted: nothing was changed, and the folder "
+            "has to be one that you may write to.",
+            id="of-the-others",
+        ),
+        pytest.param(
+            "new",
+            "new/r3.py cannot be written (Permission denied): it stays as it is, and its folder "
+            "has to be one that you may write to.",
+            id="of-the-base",
+        ),
+    ],
+)
+def test_a_folder_that_may_not_be_written_to_stops_the_pruning(
+    history: Project, closed: str, error: str
+) -> None:
+    """Nothing is changed where the base or another file is in such a folder."""
+    history.set(version_locations=f"migrations/versions{os.pathsep}new")
+    (history.folder / "new").mkdir()
+    (history.folder / "migrations" / "versions" / "r3.py").rename(history.folder / "new" / "r3.py")
+    before = {path: path.read_text() for path in history.folder.rglob("*.py")}
+    (history.folder / closed).chmod(0o555)
+    done = subprocess.run(
+        [sys.executable, "-c", UNPRIVILEGED, sys.executable]
+        + ["-m", "alembic_templates", "prune", "r3", "--yes"],
+        cwd=history.folder,
+        env=history.env,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (1, f"error: {error}\n")
+    assert {path: path.read_text() for path in history.folder.rglob("*.py")} == before
+
+
+def test_a_file_that_cannot_be_deleted_is_named(history: Project) -> None:
+    """What was done and what is left is said, and Alembic loads the history."""
+    program = """
+        import pathlib
+        from alembic_templates.cli import main
+        unlink = pathlib.Path.unlink
+        def fails(self, missing_ok=False):
+            if self.name == "r2.py":
+                raise PermissionError(1, "Operation not permitted")
+            unlink(self, missing_ok=missing_ok)
+        pathlib.Path.unlink = fails
+        raise SystemExit(main(["prune", "r4", "--yes"]))
+    """
+    assert history.python(program, ok=False).stderr == (
+        "error: migrations/versions/r2.py cannot be deleted (Operation not permitted): r4 is the "
+        "base already, so delete migrations/versions/r2.py, migrations/versions/r1.py by hand.\n"
+    )
+    assert files(history) == {"r1", "r2", "r4"}
+    assert {line.split()[0] for line in history.alembic("heads").stdout.splitlines()} == {
+        "r2",
+        "r4",
+    }
 
 
 @pytest.mark.parametrize("ending", ["\n", "\r\n"])

@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from processes import run_python
 from sqlalchemy import create_engine, inspect, text
+from test_command import UNPRIVILEGED
 
 from alembic_templates._rebase import rebase
 
@@ -211,6 +212,15 @@ def test_an_unknown_revision_is_an_error_with_one_head_too(project: Project) -> 
     project.revision("r1")
     done = run_rebase(project, "--onto", "nope")
     error = "error: Can't locate revision identified by 'nope': correct --onto.\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", error)
+
+
+@pytest.mark.parametrize("name", ["", "@", "r1@"])
+def test_an_empty_revision_is_an_error(project: Project, name: str) -> None:
+    """What names nothing, such as a variable that is not set, is one sentence."""
+    project.revision("r1")
+    done = run_rebase(project, "--onto", name)
+    error = f"error: --onto is {name!r}, which names no revision: correct it.\n"
     assert (done.returncode, done.stdout, done.stderr) == (1, "", error)
 
 
@@ -447,7 +457,7 @@ def test_a_down_revision_that_is_no_text_is_left_to_its_owner(
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        pytest.param("down_revision = 'r1'", "2 heads", id="second-assignment"),
+        pytest.param("down_revision = 'r1'", "another line sets it again", id="second-assignment"),
         pytest.param(
             "assert down_revision == 'r1', 'not r1'",
             "The revisions cannot be loaded (AssertionError: not r1): correct the file.",
@@ -458,14 +468,14 @@ def test_a_down_revision_that_is_no_text_is_left_to_its_owner(
 def test_a_history_that_would_not_be_right_is_put_back(
     branches: Project, line: str, reason: str
 ) -> None:
-    """Unless there is one head afterwards, the file is as it was."""
+    """Unless Alembic reads the new down_revision afterwards, the file is as it was."""
     path = branches.folder / "migrations" / "versions" / "f1.py"
     path.write_text(f"{path.read_text()}\n{line}\n")
     before = contents(branches)
     done = run_rebase(branches, "--onto", "r3")
     assert done.stderr == (
-        f"error: The history would not be right with f1 moved ({reason}): nothing was changed, "
-        "use `alembic merge heads`.\n"
+        "error: The history would not be right with down_revision = 'r3' in "
+        f"migrations/versions/f1.py ({reason}): nothing was changed, so edit the file by hand.\n"
     )
     assert contents(branches) == before
 
@@ -487,6 +497,29 @@ def test_a_failure_leaves_the_file_as_it_was(branches: Project) -> None:
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
 
 
+def test_a_folder_that_may_not_be_written_to_is_one_sentence(branches: Project) -> None:
+    """The reason is the system's, and nothing is changed."""
+    folder = branches.folder / "migrations" / "versions"
+    before = contents(branches)
+    folder.chmod(0o555)
+    done = subprocess.run(
+        [sys.executable, "-c", UNPRIVILEGED, sys.executable]
+        + ["-m", "alembic_templates", "rebase", "--onto", "r3"],
+        cwd=branches.folder,
+        env=branches.env,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr == (
+        "error: migrations/versions/f1.py cannot be written (Permission denied): it stays as it "
+        "is, and its folder has to be one that you may write to.\n"
+    )
+    assert contents(branches) == before
+
+
 def test_what_python_has_compiled_is_not_taken_for_the_new_file(branches: Project) -> None:
     """A file of the same length and time as before is read anew."""
     folder = branches.folder / "migrations" / "versions"
@@ -496,12 +529,12 @@ def test_what_python_has_compiled_is_not_taken_for_the_new_file(branches: Projec
     stat = (folder / "f1.py").stat()
     program = f"""
         import os
-        from alembic_templates import _rebase
-        write = _rebase.replace_file
+        from alembic_templates import _revision_file
+        write = _revision_file.replace_file
         def at_once(path, content):
             write(path, content)
             os.utime(path, ns=({stat.st_atime_ns}, {stat.st_mtime_ns}))
-        _rebase.replace_file = at_once
+        _revision_file.replace_file = at_once
         from alembic_templates.cli import main
         raise SystemExit(main(["rebase", "--onto", "r3"]))
     """

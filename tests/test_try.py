@@ -322,6 +322,22 @@ def test_unreachable_server_is_one_sentence(trial: Trial, driver: str) -> None:
         ),
         *(
             pytest.param(
+                f"{driver}://{form}",
+                "The --url has an @ too many, so that it cannot be told where its password ends: "
+                "write the characters @ : / % of a user or password as %40, %3A, %2F and %25.",
+                id=f"{driver}-{name}",
+            )
+            for driver in SERVER_DRIVERS
+            for name, form in {
+                "host": "u:pa@s3cret@127.0.0.1:1/x",
+                "database": "user/pa:s3cret@127.0.0.1/x",
+                "query": "u:pa@127.0.0.1:1/x?a=s3cret@127.0.0.1",
+                "cut-query": "u:pa@127.0.0.1:1?s3cret@127.0.0.1/x",
+                "brackets": "u:pa@[127.0.0.1]s3cret@127.0.0.1/x",
+            }.items()
+        ),
+        *(
+            pytest.param(
                 url,
                 "The --url cannot be parsed: expected dialect+driver://user:password@host/database.",
                 id=name,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import configparser
 import logging
 import sys
+import traceback
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from alembic.config import Config
+from alembic.util import CommandError
 
 from alembic_templates.errors import TemplatesError
 
@@ -20,7 +23,7 @@ def config_of(path: Path, **more: Any) -> Config:
 
     An alembic.ini leaves to a pyproject.toml in its folder what it does not set itself. `more` is
     passed on to Config. Raises TemplatesError where there is no such file, which Alembic itself
-    takes for an empty one.
+    takes for an empty one, and where it is no ini file.
     """
     if not path.is_file():
         raise TemplatesError(f"{path} does not exist: name the Alembic configuration by --config.")
@@ -28,7 +31,39 @@ def config_of(path: Path, **more: Any) -> Config:
     if path.suffix == ".toml":
         return Config(toml_file=path, **more)
     toml = path.with_name("pyproject.toml")
-    return Config(path, toml_file=toml if toml.is_file() else None, **more)
+    config = Config(path, toml_file=toml if toml.is_file() else None, **more)
+    try:
+        _ = config.file_config  # which reads the file
+    except (configparser.Error, UnicodeDecodeError) as error:
+        # The text of the error quotes the line, in which a password may stand.
+        lines = [getattr(error, "lineno", None), *dict(getattr(error, "errors", ()))]
+        where = ", ".join([type(error).__name__, *(f"line {line}" for line in lines if line)])
+        raise TemplatesError(
+            f"{path} cannot be read as an ini file ({where}): correct it."
+        ) from error
+    return config
+
+
+def raised_in(error: BaseException) -> str:
+    """Return the name of the module that has raised an error."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return str(frame.f_globals["__name__"])
+
+
+def reason(error: BaseException) -> str:
+    """Return the first line of an error, with its class unless it is Alembic's own.
+
+    The line is left out where it quotes an option or a URL, in which a password may stand.
+    """
+    text = str(error).strip().partition("\n")[0]
+    if isinstance(error, CommandError):
+        return text
+    module = raised_in(error)
+    if module in {"configparser", "sqlalchemy.engine.url"}:
+        text = ""
+    if module == "configparser" and isinstance(error, configparser.InterpolationError | ValueError):
+        text = "write each % of an option as %%"
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 @contextmanager

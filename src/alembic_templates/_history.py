@@ -9,6 +9,7 @@ from alembic.config import Config
 from alembic.script import Script, ScriptDirectory
 from alembic.util import CommandError, to_tuple
 
+from alembic_templates._alembic_config import reason
 from alembic_templates.errors import TemplatesError
 
 
@@ -24,7 +25,7 @@ def load(config: Config) -> tuple[ScriptDirectory, list[Script]]:
         raise TemplatesError(f"{error}") from error
     except Exception as error:  # whatever the code of a revision raises
         raise TemplatesError(
-            f"The revisions cannot be loaded ({type(error).__name__}: {error}): correct the file."
+            f"The revisions cannot be loaded ({reason(error)}): correct the file."
         ) from error
 
 
@@ -39,6 +40,8 @@ def find(directory: ScriptDirectory, name: str, option: str) -> list[Script]:
 
     Raises TemplatesError, which names the option, for one that is not there.
     """
+    if not name.rpartition("@")[2]:  # which Alembic only asserts
+        raise TemplatesError(f"{option} is {name!r}, which names no revision: correct it.")
     try:
         found = directory.get_revisions(name)
     except CommandError as error:

@@ -88,14 +88,16 @@ def init(
 
 def _refuse(folder: Path, *, package: bool, pyproject: bool) -> None:
     """Raise TemplatesError for a folder or a project in which no environment can be made."""
-    if os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir())):
-        raise _is_there(folder)
-    # Alembic writes the name into its configuration as it is, where these have a meaning.
-    if found := re.search(r'[%"\\\n]', folder.as_posix()):
+    # Alembic writes the name into its configuration as it is, where these have a meaning. TOML has
+    # no control characters, UTF-8 no surrogates, and an ini file no blank at the end of a value.
+    wrong = r'[%"\\\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]|(?P<end>\s\Z)'
+    if found := re.search(wrong, folder.as_posix()):
         raise TemplatesError(
             f"The name {str(folder)!r} cannot stand in Alembic's configuration: choose a DIR "
-            f"without {found[0]!r}."
+            f"without {found[0]!r}{' at its end' if found['end'] else ''}."
         )
+    if os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir())):
+        raise _is_there(folder)
     if package and folder.name == "alembic" and not (folder.parent / "__init__.py").exists():
         raise TemplatesError(
             "A package named alembic would hide Alembic itself: choose another DIR, such as "

@@ -137,16 +137,18 @@ def _problems(
     revisions: Sequence[Rendered], rules: Sequence[str], options: dict[str, Any]
 ) -> list[Finding]:
     """Return what is wrong with the SQL of revisions, each finding once."""
-    found: dict[Finding, None] = {}
+    found: dict[tuple[int, int], list[Finding]] = {}
     tables = [Tables(each.statements, in_transaction=each.in_transaction) for each in revisions]
     for number, at, problem in _of_squawk(revisions, options):
         statement = revisions[number].statements[at]
         if problem.rule in rules and not is_harmless(problem, statement, at, tables[number]):
-            found[_finding(revisions[number], statement, problem.rule, problem.sentence)] = None
+            finding = _finding(revisions[number], statement, problem.rule, problem.sentence)
+            found.setdefault((number, at), []).append(finding)
+    findings = [each for of_statement in found.values() for each in _most_specific(of_statement)]
     for rendered, known in zip(revisions, tables, strict=True):
         for statement, rule in own_problems(rendered.statements, known):
-            found[_finding(rendered, statement, rule, OWN[rule])] = None
-    return _most_specific(list(found))
+            findings.append(_finding(rendered, statement, rule, OWN[rule]))
+    return list(dict.fromkeys(findings))
 
 
 def _finding(rendered: Rendered, statement: Statement, rule: str, sentence: str) -> Finding:
@@ -155,25 +157,21 @@ def _finding(rendered: Rendered, statement: Statement, rule: str, sentence: str)
 
 
 def _most_specific(findings: list[Finding]) -> list[Finding]:
-    """Return findings without the general rule of constraints where another one says more.
+    """Return a statement's findings without the general rule of constraints if one says more.
 
-    Squawk has both for one statement, and the general one advises NOT VALID where that is refused.
+    Squawk has both, and the general one advises NOT VALID where that is refused.
     """
     specific = {
-        (each.path, each.line)
-        for each in findings
-        if each.rule
-        in {
-            "adding-foreign-key-constraint",
-            "adding-serial-primary-key-field",
-            "disallowed-unique-constraint",
-        }
+        "adding-foreign-key-constraint",
+        "adding-serial-primary-key-field",
+        "disallowed-unique-constraint",
     }
+    if specific.isdisjoint(each.rule for each in findings):
+        return findings
     return [
         each
         for each in findings
         if each.rule != "constraint-missing-not-valid"
-        or (each.path, each.line) not in specific
         or "VALIDATE" in each.sentence.partition(".")[0]
     ]
 

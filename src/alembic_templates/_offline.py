@@ -12,6 +12,7 @@ import logging
 import re
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
+from configparser import InterpolationError
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,9 +25,9 @@ from alembic.runtime.environment import EnvironmentContext
 from alembic.runtime.migration import MigrationContext, MigrationStep
 from alembic.script import Script, ScriptDirectory
 from alembic.util import CommandError
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+from sqlalchemy.exc import NoSuchModuleError
 
-from alembic_templates._alembic_config import quiet
+from alembic_templates._alembic_config import quiet, raised_in, reason
 from alembic_templates._columns import Change, Columns
 from alembic_templates.errors import TemplatesError
 
@@ -127,7 +128,7 @@ def _run_env(config: Config, directory: ScriptDirectory, steps: Callable[..., An
         ):
             directory.run_env()
     except (Exception, SystemExit) as error:
-        raise _env_error(error, directory) from error
+        raise _env_error(error, config, directory) from error
 
 
 class _Recorder:
@@ -208,7 +209,7 @@ def _recorded(recorder: _Recorder, scripts: Sequence[Script]) -> Callable[..., N
                 script.module.upgrade(**arguments)
             except (Exception, SystemExit) as error:  # noqa: BLE001 - it may raise whatever it likes
                 line = _error_line(error.__traceback__, script)
-                recorder.current.error = (line, _reason(error))
+                recorder.current.error = (line, reason(error))
                 if recorder.columns is not None:  # nobody knows what it would have done
                     recorder.columns.forget()
             finally:
@@ -295,25 +296,22 @@ def _error_line(traceback: TracebackType | None, script: Script) -> int:
     return line
 
 
-def _reason(error: BaseException) -> str:
-    """Return the first line of an error, with its class unless it is Alembic's own."""
-    text = str(error).strip().partition("\n")[0]
-    if isinstance(error, CommandError):
-        return text
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
 def _env(directory: ScriptDirectory) -> Path:
     return Path(directory.dir, "env.py")
 
 
-def _env_error(error: BaseException, directory: ScriptDirectory) -> TemplatesError:
+def _env_error(error: BaseException, config: Config, directory: ScriptDirectory) -> TemplatesError:
     """Return the error for an env.py that has failed, which most often misses a URL."""
-    reason = _reason(error)
-    if isinstance(error, CommandError) and reason.startswith("No database URL"):
+    said = reason(error)
+    if isinstance(error, CommandError) and said.startswith("No database URL"):
         return TemplatesError(f"No database URL: {_NO_URL}")
-    if isinstance(error, ArgumentError | NoSuchModuleError):
-        return TemplatesError(f"{_env(directory)} has no database URL that can be read: {_NO_URL}")
     if isinstance(error, CommandError):
-        return TemplatesError(reason)
-    return TemplatesError(f"{_env(directory)} fails in offline mode ({reason}): correct it.")
+        return TemplatesError(said)
+    if isinstance(error, InterpolationError):
+        return TemplatesError(
+            f"{config.config_file_name} has an option that cannot be read: write each % in its "
+            "value as %%."
+        )
+    if isinstance(error, NoSuchModuleError) or raised_in(error) == "sqlalchemy.engine.url":
+        return TemplatesError(f"{_env(directory)} has no database URL that can be read: {_NO_URL}")
+    return TemplatesError(f"{_env(directory)} fails in offline mode ({said}): correct it.")

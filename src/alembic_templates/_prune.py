@@ -6,16 +6,25 @@ changed, since a history with a hole in it cannot be loaded any more.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from importlib.util import cache_from_source
 from pathlib import Path
 
+from alembic.config import Config
 from alembic.script import Script, ScriptDirectory
-from alembic.util import CommandError
 
 from alembic_templates._alembic_config import config_of
-from alembic_templates._history import ancestors, dependencies, labels, load, parents
-from alembic_templates._revision_file import replace_file, with_down_revision
+from alembic_templates._history import (
+    ancestors,
+    dependencies,
+    find,
+    labels,
+    load,
+    parents,
+    place,
+)
+from alembic_templates._revision_file import set_down_revision
 from alembic_templates.errors import TemplatesError
 
 
@@ -23,6 +32,7 @@ from alembic_templates.errors import TemplatesError
 class Pruning:
     """The revision that becomes the base, and the files of those before it."""
 
+    config: Config
     base: Script
     before: list[Script]
 
@@ -30,12 +40,26 @@ class Pruning:
         """Make the revision the base, then delete the files, newest first.
 
         Interrupted in between, it leaves a history that Alembic loads, in which the files that are
-        left are a branch of their own: they can be deleted by hand.
+        left are a branch of their own: they can be deleted by hand. Raises TemplatesError where a
+        file cannot be changed or deleted, and says which are left.
         """
-        replace_file(Path(self.base.path), with_down_revision(self.base, None))
-        for script in self.before:
-            Path(cache_from_source(script.path)).unlink(missing_ok=True)
-            Path(script.path).unlink()
+        for folder in {Path(script.path).parent for script in self.before}:
+            if not os.access(folder, os.W_OK):
+                raise TemplatesError(
+                    f"No file of {place(folder)} can be deleted: nothing was changed, and the "
+                    "folder has to be one that you may write to."
+                )
+        set_down_revision(self.config, self.base, None)
+        for number, script in enumerate(self.before):
+            try:
+                Path(cache_from_source(script.path)).unlink(missing_ok=True)
+                Path(script.path).unlink()
+            except OSError as error:
+                left = ", ".join(place(each.path) for each in self.before[number:])
+                raise TemplatesError(
+                    f"{place(script.path)} cannot be deleted ({error.strerror or error}): "
+                    f"{self.base.revision} is the base already, so delete {left} by hand."
+                ) from error
 
 
 def plan(revision: str, config_file: Path) -> Pruning:
@@ -45,18 +69,22 @@ def plan(revision: str, config_file: Path) -> Pruning:
     where the revision or the configuration is not found, and where a revision that stays needs one
     that would go.
     """
-    directory, scripts = load(config_of(config_file))
-    try:
-        base = directory.get_revision(revision)
-    except CommandError as error:
-        raise TemplatesError(f"{error}: nothing was deleted.") from error
-    if base is None:  # what get_revision gives for `base`
-        raise TemplatesError("There is no revision before base: name the one that becomes it.")
+    config = config_of(config_file)
+    directory, scripts = load(config)
+    found = find(directory, revision, "REVISION")
+    if len(found) != 1:  # such as that of `base`, and of `heads` where there are two
+        raise TemplatesError(
+            f"REVISION is {revision!r}, which names {len(found)} revisions: name the one that "
+            "becomes the base."
+        )
+    base = found[0]
     gone = ancestors(directory, base.revision) - {base.revision}
     after = {script.revision for script in directory.iterate_revisions("heads", base.revision)}
     for script in scripts:
         _check(directory, script, base, gone, after)
-    return Pruning(base, [script for script in reversed(scripts) if script.revision in gone])
+    return Pruning(
+        config, base, [script for script in reversed(scripts) if script.revision in gone]
+    )
 
 
 def _check(

@@ -27,7 +27,7 @@ from alembic_templates._history import (
     parents,
     place,
 )
-from alembic_templates._revision_file import replace_file, with_down_revision
+from alembic_templates._revision_file import set_down_revision
 from alembic_templates.errors import TemplatesError
 
 
@@ -86,7 +86,7 @@ def rebase(config_file: Path, *, onto: str | None) -> Rebased | None:
     staying = branches[1 - branches.index(moving)]
     first = _first(directory, moving, staying)
     unasked = _require_unapplied(config, directory, moving, first)
-    _replace(config, first, with_down_revision(first, staying.head))
+    set_down_revision(config, first, staying.head)
     return Rebased(moving, staying.head, place(first.path), unasked)
 
 
@@ -179,21 +179,3 @@ def _require_unapplied(
             f"{moving.head}, or use `alembic merge heads`."
         )
     return unasked
-
-
-def _replace(config: Config, script: Script, content: bytes) -> None:
-    """Write a revision's file, and put it back unless there is one head now."""
-    path = Path(script.path)
-    before = path.read_bytes()
-    replace_file(path, content)
-    try:
-        heads = load(config)[0].get_heads()
-        reason = f"{len(heads)} heads" if len(heads) != 1 else None
-    except TemplatesError as error:
-        reason = str(error)
-    if reason:
-        replace_file(path, before)
-        raise TemplatesError(
-            f"The history would not be right with {script.revision} moved ({reason}): nothing was "
-            "changed, use `alembic merge heads`."
-        )

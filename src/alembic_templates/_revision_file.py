@@ -6,7 +6,6 @@ Quotes, annotations, the ends of lines and the encoding stay as their author has
 from __future__ import annotations
 
 import ast
-import os
 import re
 import shutil
 import tempfile
@@ -14,10 +13,36 @@ import tokenize
 from importlib.util import cache_from_source
 from pathlib import Path
 
+from alembic.config import Config
 from alembic.script import Script
+from alembic.util import to_tuple
 
-from alembic_templates._history import parents, place
+from alembic_templates._history import load, parents, place
 from alembic_templates.errors import TemplatesError
+
+
+def set_down_revision(config: Config, script: Script, new: str | None) -> None:
+    """Write another down_revision into a revision's file, and put the file back unless it holds.
+
+    `new` is as in with_down_revision(). Raises TemplatesError where the file cannot be edited, where
+    the history cannot be loaded with it, and where the revision has another down_revision then, as
+    from a second line of that name.
+    """
+    path = Path(script.path)
+    before = path.read_bytes()
+    replace_file(path, with_down_revision(script, new))
+    try:
+        _, scripts = load(config)
+        found = [parents(each) for each in scripts if each.revision == script.revision]
+        wrong = None if found == [to_tuple(new, default=())] else "another line sets it again"
+    except TemplatesError as error:
+        wrong = str(error)
+    if wrong:
+        replace_file(path, before)
+        raise TemplatesError(
+            f"The history would not be right with down_revision = {new!r} in {place(path)} "
+            f"({wrong}): nothing was changed, so edit the file by hand."
+        )
 
 
 def with_down_revision(script: Script, new: str | None) -> bytes:
@@ -55,19 +80,20 @@ def replace_file(path: Path, content: bytes) -> None:
     """Write a revision's file as a whole, so that a failure leaves the old file or the new one.
 
     What Python has compiled of it goes: a file of the same size and second would be taken for the
-    old one.
+    old one. Raises TemplatesError where the system does not let the file be written.
     """
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    new = Path(name)
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-        shutil.copymode(path, new)
-        new.replace(path)
-    except BaseException:
-        new.unlink(missing_ok=True)
-        raise
-    Path(cache_from_source(str(path))).unlink(missing_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
+            new = Path(scratch, path.name)
+            new.write_bytes(content)
+            shutil.copymode(path, new)
+            Path(cache_from_source(str(path))).unlink(missing_ok=True)
+            new.replace(path)
+    except OSError as error:
+        raise TemplatesError(
+            f"{place(path)} cannot be written ({error.strerror or error}): it stays as it is, and "
+            "its folder has to be one that you may write to."
+        ) from error
 
 
 def _assigned(module: ast.Module) -> ast.expr | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import re
 import sys
 import tempfile
 import time
@@ -203,13 +204,26 @@ def _expect(connection: Connection, tables: set[str]) -> None:
 
 
 def _parsed(url: str) -> URL:
-    """Return a URL; raise TemplatesError, which does not show its password, where it is none."""
+    """Return a URL; raise TemplatesError, which does not show it, where it cannot be read.
+
+    An @ behind the one that ends the password says that a part of it may stand in the host, in the
+    database or in the query. The path of a SQLite file may have one.
+    """
     try:
-        return make_url(url)
+        parsed = make_url(url)
     except (SQLAlchemyError, ValueError):
         raise TemplatesError(
             "The --url cannot be parsed: expected dialect+driver://user:password@host/database."
         ) from None
+    is_file = parsed.get_backend_name() == "sqlite" and not (parsed.host or parsed.username)
+    # The user and the password as SQLAlchemy tells them from the rest.
+    rest = re.sub(r"^[^:/]*(:[^@]*)?@", "", url.partition("://")[2])
+    if "@" in rest and not is_file:
+        raise TemplatesError(
+            "The --url has an @ too many, so that it cannot be told where its password ends: write "
+            "the characters @ : / % of a user or password as %40, %3A, %2F and %25."
+        )
+    return parsed
 
 
 def _first_line(error: BaseException) -> str:
