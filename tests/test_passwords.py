@@ -15,6 +15,9 @@ from alembic.util import CommandError
 from conftest import DRIVERS, Project
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from processes import run_python
+
+from alembic_templates import cli
 
 # The capitals stand in nothing else that is printed, so that they tell a part of a password.
 CAPITALS = "QZXJ"
@@ -123,6 +126,100 @@ def test_no_part_of_a_password_is_shown_by_a_fleet(fleet_project: Project, sql: 
             assert not [part for part in parts(password) if part in output], output
 
     check()
+
+
+@pytest.mark.parametrize("drivername", [driver for each in DRIVERS.values() for driver in each])
+@pytest.mark.parametrize("form", [form for form in FORMS if not form.startswith("/")])
+def test_no_part_of_a_password_is_shown_by_try(form: str, drivername: str) -> None:
+    """A password that is not quoted is refused, or the server that it is for does not answer."""
+
+    @EXAMPLES
+    @example("pZZw@rdQQ/1")
+    @example("pZQw@rdQX?ZZZZ")
+    @example("pZQw@rdQX?ZZZZ=QQQQ&JJJJ")
+    @example("pZQw@rdQX:/ZZZZ")
+    @example("pZQw@[rdQX]ZZZZ")
+    @given(PASSWORDS)
+    def check(password: str) -> None:
+        url = f"{drivername}://{form.format(password)}"
+        shown = io.StringIO()
+        with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(shown):
+            assert cli.main(["try", "shared", "--url", url]) == 1
+        assert not [part for part in parts(password) if part in shown.getvalue()], shown.getvalue()
+
+    check()
+
+
+LEAKS = "postgresql://me:QZXJ%40QZXJ@127.0.0.1/shop"
+
+
+@pytest.mark.parametrize(
+    ("lines", "error"),
+    [
+        pytest.param("{url}\n[alembic]", "MissingSectionHeaderError, line 1", id="no-section"),
+        pytest.param("[alembic]\nurl\n= {url}", "ParsingError, line 2, line 3", id="no-value"),
+        pytest.param("[alembic]\nu = 1\nu = {url}", "DuplicateOptionError, line 3", id="twice"),
+        pytest.param("[alembic]\nu = {url}\n[alembic]", "DuplicateSectionError, line 3", id="both"),
+        pytest.param("[alembic]\nu = {url}\udce9", "UnicodeDecodeError", id="latin-1"),
+    ],
+)
+@pytest.mark.parametrize(
+    "args", ["lint", "lint --url postgresql://", "rebase", "prune r1"], ids=lambda args: args
+)
+def test_an_ini_file_that_cannot_be_read_is_not_shown(
+    project: Project, lines: str, error: str, args: str
+) -> None:
+    """The sentence says in which line the mistake is, and quotes nothing of the file."""
+    text = f"{lines.format(url=LEAKS)}\n"
+    (project.folder / "alembic.ini").write_text(text, "utf-8", "surrogateescape")
+    command = ["-m", "alembic_templates", *args.split()]
+    done = run_python(command, project.folder, project.env)
+    assert (done.returncode, done.stderr) == (
+        1,
+        f"error: alembic.ini cannot be read as an ini file ({error}): correct it.\n",
+    )
+
+
+@pytest.mark.parametrize(
+    ("url", "code", "sentence"),
+    [
+        pytest.param(
+            LEAKS,
+            "context.config.get_main_option('sqlalchemy.url')",
+            "alembic.ini has an option that cannot be read: write each % in its value as %%.",
+            id="read",
+        ),
+        pytest.param(
+            "",
+            f"context.config.set_main_option('sqlalchemy.url', '{LEAKS}')",
+            "{env} fails in offline mode (ValueError: write each % of an option as %%): correct "
+            "it.",
+            id="set",
+        ),
+        pytest.param(
+            "",
+            "context.configure(url='postgresql://me:p@x:QZXJ/ss@127.0.0.1/shop')",
+            "{env} has no database URL that can be read: give --url (nothing is connected to, so "
+            "`--url postgresql://` is enough), or set sqlalchemy.url in the Alembic configuration.",
+            id="port",
+        ),
+    ],
+)
+def test_no_url_of_an_env_py_is_shown(project: Project, url: str, code: str, sentence: str) -> None:
+    """An env.py that is not of these templates, or a revision, may let an error quote its URL."""
+    prepared(project)
+    project.set(sqlalchemy__url=url)
+    path = project.folder / "migrations" / "env.py"
+    before = path.read_text()
+    path.write_text(f"from alembic import context\n{code}\n")
+    lint = ["-m", "alembic_templates", "lint"]
+    done = run_python(lint, project.folder, project.env)
+    assert (done.returncode, done.stderr) == (1, f"error: {sentence.format(env=path)}\n")
+    path.write_text(before)
+    project.revision("a1", code)
+    project.set(sqlalchemy__url="postgresql://")
+    done = run_python(lint, project.folder, project.env)
+    assert "QZXJ" not in done.stdout + done.stderr
 
 
 def test_no_part_of_a_password_of_database_url_is_shown(

@@ -434,23 +434,17 @@ def foreign_key_violations(connection: Connection) -> Counter[Violation]:
             except OperationalError as error:
                 found[Violation(f"{table}: {error.orig}")] += 1
             else:
-                found.update(orphan(connection, database, *row) for row in rows)
+                found.update(orphan(connection, database, row) for row in rows)
     return found
 
 
-def orphan(
-    connection: Connection,
-    database: str,
-    table: str,
-    rowid: int | None,
-    parent: str,
-    key: int,
-) -> Violation:
-    """Return a row without its parent, by the foreign key.
+def orphan(connection: Connection, database: str, row: Any) -> Violation:
+    """Return a row without its parent, by a row of PRAGMA foreign_key_check.
 
     It has the row's values, since the copy of a table may give it another rowid. A
     table WITHOUT ROWID has no number to find the row by.
     """
+    table, rowid, parent, key = row
     quote = connection.dialect.identifier_preparer.quote_identifier
     keys = connection.exec_driver_sql(
         f"PRAGMA {database}.foreign_key_list({quote(table)})"

@@ -63,8 +63,10 @@ def warn_of_other_url(used: URL) -> None:
     if not text:
         return
     try:
-        other = parse_url(text)
-    except CommandError:
+        other = make_url(text)
+    except (ArgumentError, ValueError):
+        other = None
+    if other is not None and is_cut(text, other):
         other = None
     if other is None or location(other) != location(used):
         log.warning(
@@ -118,15 +120,13 @@ def parse_url(text: str, name: str = "The database URL") -> URL:
             f"{name} cannot be parsed: expected dialect+driver://user:password@host/"
             "name, with the characters @ : / % of a user or password URL-quoted."
         ) from None
-    # SQLAlchemy drops a part of the query that has no `=`. If a password has an
-    # unquoted ? in it, that part is its end, and the @ in it shows that.
-    query = text.partition("?")[2].split("&")
-    is_cut = any("=" not in each and "@" in each for each in query)
-    # It also drops what follows a host in brackets, which may be a part of a password.
-    is_cut = is_cut or text.partition(f"[{url.host}]")[2][:1] not in ":/?"
     # The URL of a fleet is refused earlier, since it is shown in many places with the
     # names of tenants filled in.
-    if is_cut or "@" in (url.host or "") or ("{tenant}" in text and is_misread(url)):
+    if (
+        is_cut(text, url)
+        or "@" in (url.host or "")
+        or ("{tenant}" in text and is_misread(url))
+    ):
         raise misread(name)
     if url.get_backend_name() == "sqlite" and url.host:
         raise CommandError(
@@ -134,6 +134,18 @@ def parse_url(text: str, name: str = "The database URL") -> URL:
             "sqlite:///app.db, or four before an absolute path."
         )
     return url
+
+
+def is_cut(text: str, url: URL) -> bool:
+    """Tell whether SQLAlchemy has dropped what may be the end of a password.
+
+    It drops a part of the query that has no `=`. If a password has an unquoted ? in it,
+    that part is its end, and the @ in it shows that. It also drops what follows a host
+    in brackets.
+    """
+    query = text.partition("?")[2].split("&")
+    is_dropped = any("=" not in each and "@" in each for each in query)
+    return is_dropped or text.partition(f"[{url.host}]")[2][:1] not in ":/?"
 
 
 def is_misread(url: URL) -> bool:
