@@ -79,7 +79,7 @@ def configure(dialect: str, **target: Any) -> None:
 
 def run_migrations(connection: sqlalchemy.Connection) -> None:
     """Run the command on a connection, in the caller's transaction or in our own."""
-    # Send nothing before the lock: its transaction would be taken for the caller's.
+    # Send no statement before the lock: its transaction would count as the caller's.
     configure(connection.dialect.name, connection=connection)
     with migration_lock(connection, context.get_context(), settings) as run:
         # A new transaction is begun if a table was not free in ddl_lock_timeout.
