@@ -897,6 +897,16 @@ def test_rollback_of_the_first_revision_is_refused(project: Project, postgresql:
     assert postgresql.tables() == set()
 
 
+def test_a_second_rollback_does_not_hide_the_first(project: Project, sqlite: Database) -> None:
+    """The second one undoes nothing, and what the first has undone is still gone."""
+    undo = "op.get_bind().rollback()\nop.execute('SELECT 1')\n"
+    project.revision("a1", CREATE_RUN + undo + undo)
+    with sqlite.engine().connect() as connection:
+        connection.begin()
+        with pytest.raises(CommandError, match="^A revision rolls its transaction back, after"):
+            command.upgrade(project.config(connection=connection), "head")
+
+
 def test_an_error_of_the_database_is_not_taken_for_a_rollback(
     project: Project, postgresql: Database
 ) -> None:

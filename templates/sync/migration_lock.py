@@ -251,9 +251,10 @@ def note_rollback(run: Run, connection: Connection) -> None:
     if not in_revision or connection.invalidated or commits_each_statement(connection):
         return
     driver = connection.connection.driver_connection
-    is_alembics = connection.get_transaction() is run.migrations._transaction
-    if is_alembics or run.has_callers_transaction:
-        run.rolled_back = getattr(driver, "in_transaction", True)
+    is_runs = connection.get_transaction() is run.migrations._transaction
+    is_runs = is_runs or run.has_callers_transaction
+    if is_runs and getattr(driver, "in_transaction", True):
+        run.rolled_back = True
 
 
 def require_no_rollback(run: Run, **_: Any) -> None:
